@@ -1,0 +1,28 @@
+"""Spatial gene expression from H&E slides: prepare, train, evaluate, predict, look.
+
+The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
+instant and does not import torch: `synthesise`, `prepare`, `train`, `evaluate`, `predict`, `plot`, `info`, `doctor`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from hifusion.errors import InputError
+
+__version__ = "0.1.0"
+
+_VERBS = ("doctor", "evaluate", "info", "plot", "predict", "prepare", "synthesise", "train")
+
+__all__ = ["InputError", "__version__", *_VERBS]
+
+
+def __getattr__(name: str) -> Any:
+    """The verb of that name, imported now."""
+    if name not in _VERBS:
+        raise AttributeError(f"module 'hifusion' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module("hifusion.api"), name)
+
+
+def __dir__() -> list[str]:
+    """All that the package offers, the verbs not yet imported included."""
+    return sorted({*globals(), *_VERBS})
