@@ -1,0 +1,140 @@
+"""The sections of a study, from a raw folder or a store, seen through one gene panel and normalisation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from anndata import AnnData
+
+from hifusion import expression
+from hifusion.errors import InputError
+from hifusion.expression import GenePanel
+from hifusion.protocols import SectionInfo
+from hifusion.readers import find_reader
+from hifusion.store import MANIFEST, Store
+
+
+@dataclass(frozen=True, eq=False)
+class SectionView:
+    """One measured section as the models of a fold see it.
+
+    Attributes
+    ----------
+    genes
+        The panel, ``G`` names.
+    expression
+        float32 ``(N, G)`` in the fold's normalisation.
+    total_counts
+        float64 ``(N,)``, over all genes.
+    centres_px
+        float64 ``(N, 2)``, (x, y) of the spot centres in full-resolution pixels, ``pitch_px`` apart.
+    mpp
+        um per full-resolution pixel.
+    regions
+        uint8 ``(N, R, R, 3)`` memory-mapped region patches, or None for a counts-only section.
+    inside
+        int32 ``(N, 4)``: left, top, right, bottom of each region's part inside the image; None likewise.
+    """
+
+    name: str
+    patient: str
+    genes: tuple[str, ...]
+    expression: np.ndarray
+    total_counts: np.ndarray
+    centres_px: np.ndarray
+    pitch_px: float
+    mpp: float
+    regions: np.ndarray | None = field(default=None, repr=False)
+    inside: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The sections of a study.
+
+    Attributes
+    ----------
+    root
+        The folder they came from.
+    sections
+        Measured sections by name.
+    store
+        The patch store, or None for a raw folder (counts-only work).
+    """
+
+    root: Path
+    sections: dict[str, AnnData]
+    store: Store | None
+
+    @classmethod
+    def open(cls, root: Path, sections: Sequence[str] | None = None, verify: bool = True) -> "Cohort":
+        """Open a store, or read a raw data folder.
+
+        Parameters
+        ----------
+        sections
+            Names to open; all where None.
+
+        Raises
+        ------
+        InputError
+            Neither a store nor a known layout, or an unknown section.
+        """
+        root = Path(root)
+        store = Store.open(root, verify) if (root / MANIFEST).exists() else None
+        reader = None if store else find_reader(root)
+        known = list(store.manifest["sections"]) if store else reader.names(root)  # type: ignore[union-attr]
+        wanted = list(known if sections is None else sections)
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise InputError(f"{root}: has no section {', '.join(unknown)}; it has {', '.join(known)}")
+        if not wanted:
+            raise InputError(f"{root}: holds no section")
+        found = (store.section(name) for name in wanted) if store else reader.read(root, wanted)  # type: ignore[union-attr]
+        return cls(root, {section.uns["hifusion"]["section"]: section for section in found}, store)
+
+    @property
+    def infos(self) -> list[SectionInfo]:
+        """Name and patient of every section."""
+        return [SectionInfo(name, section.uns["hifusion"]["patient"]) for name, section in self.sections.items()]
+
+    @property
+    def image_digests(self) -> dict[str, str]:
+        """SHA-256 of the image of each section that has one in the store."""
+        stored = self.store.manifest["sections"] if self.store else {}
+        return {name: stored[name]["image"] for name in self.sections if name in stored and stored[name]["image"]}
+
+    def has_regions(self, name: str) -> bool:
+        """Whether the store holds region patches of this section."""
+        return name in self.image_digests
+
+    def panel(self, rule: str, size: int, names: Sequence[str]) -> GenePanel:
+        """Choose a panel on the sections ``names`` (all of the cohort for ``rule="paper"``), or read it from a file."""
+        known = rule in (*expression.PANEL_RULES, "paper")
+        if not known and (Path(rule).suffix or Path(rule).exists()):
+            return expression.read_panel(Path(rule))
+        chosen = self.sections if rule == "paper" else {name: self.sections[name] for name in names}
+        return expression.choose_panel(chosen, rule, size)
+
+    def view(self, name: str, panel: GenePanel, normalisation: str) -> SectionView:
+        """One section through a panel and a normalisation."""
+        section = self.sections[name]
+        facts = section.uns["hifusion"]
+        total = expression.total_counts(section)
+        return SectionView(
+            name=name,
+            patient=facts["patient"],
+            genes=panel.genes,
+            expression=expression.normalisation(normalisation).of(expression.panel_counts(section, panel.genes), total),
+            total_counts=total,
+            centres_px=section.obsm["spatial"],
+            pitch_px=facts["pitch_um"] / facts["mpp"],
+            mpp=facts["mpp"],
+            regions=self.store.regions(name) if self.store else None,
+            inside=self.store.inside(name) if self.store else None,
+        )
+
+    def views(self, names: Sequence[str], panel: GenePanel, normalisation: str) -> list[SectionView]:
+        """Several sections through one panel and normalisation."""
+        return [self.view(name, panel, normalisation) for name in names]
