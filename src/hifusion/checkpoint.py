@@ -1,0 +1,159 @@
+"""A run folder: safetensors weights beside readable JSON, everything needed to predict or to go on.
+
+::
+
+    run.json             recipe, seed, sections, gene panel digest, versions, state
+    panel.json           the gene panel
+    log.csv              one row an epoch
+    weights.safetensors  the network of the selected epoch, and `train_mean` (G,), mean profile of the training sections
+    last.safetensors     network and optimiser after the last finished epoch; gone when the run is complete
+"""
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hifusion import files
+from hifusion.errors import InputError
+from hifusion.expression import GenePanel
+from hifusion.models.hifusion import HiFusion
+from hifusion.recipes import Recipe, from_dict
+
+FORMAT = 1
+PACKAGES = ("hifusion", "torch", "lightning-fabric", "anndata", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's figures."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model as a run folder holds it.
+
+    Attributes
+    ----------
+    root
+        The folder.
+    recipe, panel
+        What was trained, on which genes.
+    facts
+        ``run.json``: seed, sections, best epoch, versions and the rest.
+    """
+
+    root: Path
+    recipe: Recipe
+    panel: GenePanel
+    facts: dict[str, Any]
+
+    @classmethod
+    def open(cls, root: Path) -> "Run":
+        """Open a complete run.
+
+        Raises
+        ------
+        InputError
+            No run, one that was not finished, or one whose panel is not the one it was trained with.
+        """
+        root = Path(root)
+        if not (root / "run.json").is_file():
+            raise InputError(f"{root}: is no run folder (no run.json); make one with `hifusion train`")
+        facts = files.read_json(root / "run.json")
+        if facts.get("format") != FORMAT:
+            raise InputError(f"{root}: run format {facts.get('format')} is not {FORMAT}; train it anew")
+        if facts["state"] != "complete":
+            raise InputError(f"{root}: the run is not finished; go on with `hifusion train --resume`")
+        panel = GenePanel.load(root / "panel.json")
+        if panel.digest != facts["panel_digest"]:
+            raise InputError(
+                f"{root}: panel.json has digest {panel.digest}, but the run was trained on panel "
+                f"{facts['panel_digest']}; put the run's own panel back"
+            )
+        return cls(root, from_dict(facts["recipe"]), panel, facts)
+
+    def network(self, device: torch.device) -> nn.Module:
+        """The trained network, in evaluation mode on ``device``."""
+        model = HiFusion(dataclasses.replace(self.recipe.model, n_genes=len(self.panel.genes)))
+        weights = self._weights()
+        weights.pop("train_mean", None)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise InputError(
+                f"{self.root}: weights do not fit the recipe ({reason}); put the run's own back"
+            ) from error
+        return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    @property
+    def id(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of ``run.json``: names the run in every file it makes."""
+        return files.digest_file(self.root / "run.json")[:12]
+
+    @property
+    def train_mean(self) -> np.ndarray:
+        """Mean profile of its training sections, float32 ``(G,)``: what a model that sees nothing would say."""
+        return self._weights()["train_mean"].numpy()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return load_tensors(self.root / "weights.safetensors")[0]
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """Write named tensors and a few texts as one safetensors file, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    files.write_bytes(path, safetensors.torch.save(plain, metadata=facts))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises
+    ------
+    InputError
+        The file is missing, cut short or no safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; the run is not complete, train it anew") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read as weights ({error}); put an intact file there, or train anew"
+        ) from error
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: ``optimiser.<parameter number>.<what>``."""
+    return {
+        f"optimiser.{number}.{what}": torch.as_tensor(value)
+        for number, state in optimiser.state_dict()["state"].items()
+        for what, value in state.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what :func:`optimiser_tensors` gave, each tensor laid out in memory as its parameter is.
+
+    The file keeps no layout. Sums in another order of memory may round otherwise, and a resumed run is to be the same.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, number, what = name.split(".")
+            like = parameters[int(number)]
+            laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(number), {})[what] = laid_out
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -1,0 +1,100 @@
+"""Learning curves and per-gene skill, drawn from the tables that runs and evaluations leave."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hifusion import files
+from hifusion.errors import InputError
+from hifusion.plots import check_out, oracles, plain, rank, save
+
+_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+
+
+def plot_learning(run: Path, out: Path, *, dpi: int = 150) -> Path:
+    """Draw what a run's ``log.csv`` holds against the epoch: the loss terms, and the validation MSE.
+
+    Raises
+    ------
+    InputError
+        No run folder, or one without a finished epoch.
+    """
+    check_out(out, dpi)
+    log = _read_table(Path(run) / "log.csv", ("epoch", "validation_mse"), "train first, with `hifusion train`")
+    facts = files.read_json(Path(run) / "run.json")
+    terms = [name for name in log.columns if name not in ("epoch", "lr", "validation_mse", "seconds", "spots_per_s")]
+    best = facts.get("best_epoch", log["epoch"][log["validation_mse"].argmin()])
+    kept = log[log["epoch"] == best]
+    figure = Figure(figsize=(8, 3.2), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2)
+    marker = "o" if len(log) == 1 else ""
+    for name, colour in zip(terms, _LINES * len(terms), strict=False):
+        left.plot(log["epoch"], log[name], color=colour, label=name, lw=1.6, marker=marker)
+    for ax, names in ((left, terms), (right, ["validation_mse"])):
+        if (log[names] > 0).to_numpy().all():
+            ax.set_yscale("log")  # both fall by orders of magnitude within the first epochs
+    left.set_title("training loss, mean over spots", fontsize=10)
+    left.legend(fontsize=8, frameon=False)
+    right.plot(log["epoch"], log["validation_mse"], color=_LINES[0], lw=1.6)
+    note = f"epoch {best}: {kept['validation_mse'].iloc[0]:.4f}" if len(kept) else "no epoch kept yet"
+    right.plot(kept["epoch"], kept["validation_mse"], "o", color=_LINES[1], ms=7, label=note)
+    right.set_title("validation MSE", fontsize=10)
+    right.legend(fontsize=8, frameon=False)
+    for ax in (left, right):
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.spines[["top", "right"]].set_visible(False)
+    return save(figure, out, dpi)
+
+
+def plot_gene_skill(evaluation: Path, out: Path, *, dpi: int = 150) -> Path:
+    """Draw ``pcc_per_gene`` of every gene, sorted, a curve per model, with the ceiling that counting noise leaves.
+
+    Undefined correlations count as 0; a gene's value is the mean over sections, then patients, then seeds.
+
+    Raises
+    ------
+    InputError
+        No ``metrics.csv`` in the folder.
+    """
+    check_out(out, dpi)
+    columns = ("model", "label", "patient", "gene", "pcc_per_gene", "ceiling")
+    table = _read_table(Path(evaluation) / "metrics.csv", columns, "`hifusion evaluate` writes it when it is done")
+    table["pcc_per_gene"] = table["pcc_per_gene"].fillna(0.0)
+    by_patient = table.groupby(["model", "label", "patient", "gene"], sort=False)[["pcc_per_gene", "ceiling"]].mean()
+    skill = by_patient.groupby(["model", "label", "gene"]).mean().groupby(["model", "gene"]).mean()
+    hidden = oracles(Path(evaluation))
+    shown = sorted((name for name in table["model"].unique() if name not in hidden), key=rank)
+    figure = Figure(figsize=(6.4, 4), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    curves = [("ceiling", skill["ceiling"].groupby("gene").mean().dropna().to_numpy(), "0.6", "--")]
+    curves += [
+        (name, skill.loc[name, "pcc_per_gene"].to_numpy(), colour, "-")
+        for name, colour in zip(shown, _LINES * len(shown), strict=False)
+    ]
+    for name, values, colour, style in curves:
+        if values.size:
+            label = f"mean {values.mean():+.3f}  {plain(name)}"
+            ax.plot(np.arange(1, values.size + 1), np.sort(values)[::-1], style, color=colour, lw=1.8, label=label)
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    ax.set(xlabel="genes, best predicted first (each curve sorted by itself)", ylabel="pcc_per_gene")
+    ax.spines[["top", "right"]].set_visible(False)
+    for text in ax.legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)
+    return save(figure, out, dpi)
+
+
+def _read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {advice}")
+    try:
+        table = pd.read_csv(path, dtype={"label": str, "model": str, "patient": str, "gene": str}, keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+    missing = [column for column in columns if column not in table]
+    if missing or table.empty:
+        raise InputError(f"{path}: {'lacks ' + ', '.join(missing) if missing else 'has no row'}; {advice}")
+    return table

@@ -1,0 +1,124 @@
+"""Batches of region patches and their expression, augmentation, and the split of a section's spots."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hifusion.cohort import SectionView
+from hifusion.errors import InputError
+
+# Side of a validation block: wider than a region patch reaches, so that most of a block sees no training pixel.
+BLOCK_PITCHES = 3.0
+
+
+class SpotBatch(NamedTuple):
+    """Spots of one training step."""
+
+    region: Tensor
+    """uint8 ``(B, 3, R, R)``, channels last in memory."""
+    target: Tensor
+    """float32 ``(B, G)``."""
+
+
+def read_regions(view: SectionView, rows: np.ndarray) -> Tensor:
+    """Region patches of some spots, uint8 ``(B, 3, R, R)``, channels last in memory as they are on disk."""
+    if view.regions is None:
+        raise InputError(f"section {view.name} has no region patches; only counts-based models can use it")
+    # One row at a time in file order: the memory map then reads each page once.
+    pixels = np.empty((len(rows), *view.regions.shape[1:]), dtype=np.uint8)
+    for to in np.argsort(rows):
+        pixels[to] = view.regions[rows[to]]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def batches(
+    views: Sequence[SectionView],
+    rows: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    by_section: bool,
+    augment: bool,
+    generator: torch.Generator,
+) -> Iterator[SpotBatch]:
+    """Every chosen spot once, in an order and with turns drawn from ``generator``.
+
+    Parameters
+    ----------
+    views
+        Sections with region patches.
+    rows
+        For each view, the spots to use.
+    by_section
+        Keep the spots of a batch within one section, sections in random order; else mix them.
+    """
+    owner = np.concatenate([np.full(len(chosen), i) for i, chosen in enumerate(rows)])
+    spot = np.concatenate(rows)
+    order = torch.randperm(len(spot), generator=generator).numpy()
+    if by_section:
+        rank = torch.randperm(len(views), generator=generator).numpy()
+        order = order[np.argsort(rank[owner[order]], kind="stable")]
+        groups = np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
+    else:
+        groups = [order]
+    for group in groups:
+        for chosen in _chunks(group, batch_size):
+            parts = [(views[i], spot[chosen][owner[chosen] == i]) for i in np.unique(owner[chosen])]
+            region = torch.cat([read_regions(view, its) for view, its in parts])
+            target = np.concatenate([view.expression[its] for view, its in parts])
+            if augment:
+                region = flip_and_turn(region, torch.rand(len(region), 3, generator=generator) < 0.5)
+            yield SpotBatch(region.contiguous(memory_format=torch.channels_last), torch.from_numpy(target))
+
+
+def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Pieces of ``size``; a last piece of one spot joins the one before, since batch norm cannot learn from one."""
+    pieces = [order[start : start + size] for start in range(0, len(order), size)]
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [np.concatenate(pieces[-2:])]
+    return pieces
+
+
+def flip_and_turn(region: Tensor, choice: Tensor) -> Tensor:
+    """Flip left-right, flip up-down, turn by 90 degrees: each patch as ``choice`` (bool ``(B, 3)``) says.
+
+    Any of them commutes with the centre crop, so the spot patch turns with its region.
+    """
+    region = region.clone()
+    for column, change in enumerate((lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.rot90(1, (2, 3)))):
+        chosen = choice[:, column]
+        region[chosen] = change(region[chosen])
+    return region
+
+
+def split_spots(view: SectionView, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split one section into training and validation spots, block by block.
+
+    Regions of neighbouring spots share pixels, so single spots drawn at random would be validated on what was seen in
+    training. Blocks of :data:`BLOCK_PITCHES` pitches are drawn until ``fraction`` of the spots is reached.
+
+    Returns
+    -------
+    training, validation
+        Sorted row numbers; neither is empty.
+
+    Raises
+    ------
+    InputError
+        The section is too small to be split.
+    """
+    blocks = np.floor((view.centres_px - view.centres_px.min(axis=0)) / (BLOCK_PITCHES * view.pitch_px)).astype(int)
+    _, block = np.unique(blocks, axis=0, return_inverse=True)
+    block = block.ravel()
+    order = np.random.default_rng(seed).permutation(block.max() + 1)
+    sizes = np.bincount(block)[order]
+    taken = order[: max(1, int(np.searchsorted(np.cumsum(sizes), fraction * len(block), side="right")))]
+    held_out = np.isin(block, taken)
+    if held_out.all():
+        raise InputError(
+            f"section {view.name}: its {len(block)} spots lie in one block and cannot be split; "
+            "give a validation section"
+        )
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,0 +1,169 @@
+"""The command line does the whole job, and says in one line what it cannot do."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.main import get_command
+
+from fabricate import contents, full_disk, write_her2st
+from hifusion import cli
+from hifusion.section import read_section
+from test_evaluation import SMALL
+
+SETTINGS = [word for override in SMALL for word in ("--set", override)]
+RECIPE = ["--recipe", "tiny", *SETTINGS]
+
+
+def run(*words: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run the program in this process; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["hifusion", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with raw data, a store and a trained run, made by the commands a user would give."""
+    root = tmp_path_factory.mktemp("work")
+    write_her2st(root / "raw")
+    with pytest.MonkeyPatch.context() as patch:
+        assert run("prepare", root / "raw", root / "store", "--region-px", "32", monkeypatch=patch) == 0
+        train = ["train", root / "store", "-o", root / "run", "--sections", "A1", *RECIPE]
+        assert run(*train, monkeypatch=patch) == 0
+    return root
+
+
+@pytest.mark.parametrize("name", sorted(get_command(cli.app).commands))
+def test_every_command_has_help_with_an_example(name, monkeypatch, capsys):
+    assert run(name, "--help", monkeypatch=monkeypatch) == 0
+    assert f"Example: hifusion {name}" in " ".join(capsys.readouterr().out.split()).replace("│ ", "")
+
+
+def test_from_run_to_predicted_section_to_picture(work, tmp_path, monkeypatch, capsys):
+    section, predicted, picture = work / "store/sections/A2.h5ad", tmp_path / "A2.h5ad", tmp_path / "maps.png"
+    assert run("predict", work / "run", section, "-o", predicted, monkeypatch=monkeypatch) == 0
+    found = read_section(predicted)
+    assert found.shape == (26, 10)
+    assert np.isfinite(found.X).all()
+    assert "counts" not in found.layers
+    assert run("plot", predicted, "-o", picture, monkeypatch=monkeypatch) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "26 spots x 10 genes, log_share" in capsys.readouterr().out
+
+
+def test_json_of_an_evaluation_has_the_asked_models_scores_at_the_top(work, monkeypatch, capsys):
+    words = ["evaluate", "--data", work / "raw", "--protocol", "leave_one_patient_out", "--model", "train_mean"]
+    assert (
+        run(*words, "--recipe", "tiny", "--set", "panel_size=10", "--panel", "paper", "--json", monkeypatch=monkeypatch)
+        == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == "train_mean"
+    assert result["mse"] == result["models"]["train_mean"]["mse"] > 0
+    assert result["pcc_per_gene_mean"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("raw", "raw data"), ("store", "store"), ("run", "run"), ("store/sections/A1.h5ad", "section")]
+)
+def test_info_tells_what_a_path_holds(work, path, kind, monkeypatch, capsys):
+    assert run("info", work / path, "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == kind
+
+
+def test_info_tells_the_size_of_a_slide(work, monkeypatch, capsys):
+    image = next((work / "raw").rglob("*.jpg"))
+    assert run("info", image, "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out) == {"kind": "slide", "size_px": [400, 376], "mpp": "not in the file"}
+
+
+def test_doctor_names_versions_and_device(monkeypatch, capsys):
+    assert run("doctor", "--json", monkeypatch=monkeypatch) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"torch", "hifusion", "python"} <= set(found["versions"])
+    assert found["device"] in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prepare", "{work}/nowhere", "{out}"], "no such folder"),
+        (["prepare", "{work}/raw", "{out}", "--sections", "Z9"], "has no section Z9"),
+        (["prepare", "{work}/raw", "{out}", "--recipe", "quik"], "did you mean 'quick'"),
+        (["train", "{work}/store", "-o", "{out}", "--recipe", "tiny"], "takes region_px"),
+        (["train", "{work}/store", "-o", "{out}", *RECIPE, "--sections", "B2"], "no region patches for B2"),
+        (["train", "{work}/store", "-o", "{out}", *RECIPE, "--set", "epoch=3"], "did you mean 'epochs'"),
+        (["train", "{work}/store", "-o", "{out}", *RECIPE, "--set", "panel={work}/none.txt"], "none.txt"),
+        (["train", "{work}/store", "-o", "{work}/run", "--sections", "A1", *RECIPE], "--resume"),
+        (["predict", "{work}/store", "{work}/store/sections/A2.h5ad", "-o", "{out}"], "no run folder"),
+        (["predict", "{work}/run", "{work}/store/sections/B2.h5ad", "-o", "{out}"], "--image"),
+        (["predict", "{work}/run", "{work}/store/store.json", "-o", "{out}"], "cannot be read"),
+        (["evaluate", "--data", "{work}/store", "--protocol", "first_section", "--seeds", "one"], "--seeds"),
+        (["plot", "{work}/raw", "-o", "{out}/maps.png"], "raw"),
+        (["info", "{work}/nowhere"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_exit_2_and_leaves_nothing(work, tmp_path, words, said, monkeypatch, capsys):
+    out = tmp_path / "out"
+    before = contents(work)
+    assert run(*[word.format(work=work, out=out) for word in words], monkeypatch=monkeypatch) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("hifusion: ")
+    assert said in lines[0]
+    assert not out.exists()
+    assert contents(work) == before
+
+
+def test_a_section_is_never_overwritten_by_its_prediction(work, monkeypatch, capsys):
+    section = work / "store/sections/A2.h5ad"
+    before = section.read_bytes()
+    assert run("predict", work / "run", section, "-o", section, monkeypatch=monkeypatch) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    assert section.read_bytes() == before
+
+
+def test_a_panel_changed_after_training_is_refused(work, tmp_path, monkeypatch, capsys):
+    shutil.copytree(work / "run", tmp_path / "run")
+    panel = tmp_path / "run" / "panel.json"
+    genes = json.loads(panel.read_text())
+    genes["genes"] = genes["genes"][::-1]
+    panel.write_text(json.dumps(genes))
+    assert (
+        run(
+            "predict",
+            tmp_path / "run",
+            work / "store/sections/A2.h5ad",
+            "-o",
+            tmp_path / "x.h5ad",
+            monkeypatch=monkeypatch,
+        )
+        == 2
+    )
+    assert "panel" in capsys.readouterr().err
+    assert not (tmp_path / "x.h5ad").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_finishes_the_store_later(work, tmp_path, monkeypatch, capsys):
+    words = ["prepare", work / "raw", tmp_path / "store", "--region-px", "32"]
+    with full_disk(40_000):
+        assert run(*words, monkeypatch=monkeypatch) == 2
+    assert "free some space" in capsys.readouterr().err
+    assert run(*words, monkeypatch=monkeypatch) == 0
+    kept = {path: data for path, data in contents(work / "store").items() if path.endswith(".npy")}
+    assert kept
+    assert kept.items() <= contents(tmp_path / "store").items()
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_debug", False)
+    with pytest.raises(cli.InputError, match="no such file"):
+        run("--debug", "info", "nowhere", monkeypatch=monkeypatch)
+    cli._debug = False
