@@ -397,3 +397,25 @@ def test_registered_model_overfits_eight_spots():
         optimiser.step()
         history.append(terms["final"].item())
     assert history[-1] < 0.02 * history[0]
+
+
+def test_a_network_started_at_a_profile_differs_from_it_only_by_what_its_features_add():
+    model = tiny(n_genes=3)
+    profile = torch.tensor([-6.0, 0.0, 2.5])
+    model.start_at(profile)
+    for head in (model.head, model.level_head):
+        torch.nn.init.zeros_(head.weight)
+    output = model(pixels())
+    torch.testing.assert_close(output.expression, profile.expand(2, 3))
+    torch.testing.assert_close(output.level_expression, profile.expand(2, 2, 3))
+
+
+def test_narrow_networks_stay_out_of_the_layout_that_corrupts_memory():
+    """Channels last only where every map has a multiple of 16 channels; the reason stands with the property."""
+    assert HiFusionConfig(n_genes=1, width=8).memory_format == torch.contiguous_format
+    assert HiFusionConfig(n_genes=1, width=48).memory_format == torch.channels_last
+    seen = []
+    model = tiny()  # width 4
+    model.spot_encoder.conv1.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    model(pixels().contiguous(memory_format=torch.channels_last))
+    assert seen == [True, True]

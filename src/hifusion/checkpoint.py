@@ -93,7 +93,7 @@ class Run:
             raise InputError(
                 f"{self.root}: weights do not fit the recipe ({reason}); put the run's own back"
             ) from error
-        return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return model.to(device=device, memory_format=model.config.memory_format).eval()  # type: ignore[call-overload]
 
     @property
     def id(self) -> str:

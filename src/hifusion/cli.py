@@ -181,7 +181,7 @@ def evaluate(
         # The scores of the first model asked for stand at the top, so that a script need not dig for them.
         typer.echo(json.dumps({"model": models[0], **result["models"][models[0]], **result}, indent=2))
     else:
-        typer.echo(reporting.table(result))
+        typer.echo(reporting.table(result, reporting.BRIEF))
         if out:
             typer.echo(f"\n{out}/report.md")
 

@@ -138,3 +138,8 @@ class Cohort:
     def views(self, names: Sequence[str], panel: GenePanel, normalisation: str) -> list[SectionView]:
         """Several sections through one panel and normalisation."""
         return [self.view(name, panel, normalisation) for name in names]
+
+
+def mean_profile(views: Sequence[SectionView]) -> np.ndarray:
+    """Mean expression over all spots of some sections, float64 ``(G,)``."""
+    return np.asarray(np.concatenate([view.expression for view in views]).mean(axis=0, dtype=np.float64))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hifusion import checkpoint, files, metrics, reporting
 from hifusion.baselines import BASELINES
-from hifusion.cohort import Cohort, SectionView
+from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel, normalisation, panel_counts
 from hifusion.models import MODELS
@@ -102,7 +102,7 @@ def evaluate(
         panel = cohort.panel(recipe.panel, recipe.panel_size, fold.outside_test)
         tested = cohort.views(fold.test, panel, recipe.normalisation)
         fitted_on = cohort.views(fold.outside_test, panel, recipe.normalisation)
-        train_mean = np.mean(np.concatenate([view.expression for view in fitted_on]), axis=0, dtype=np.float64)
+        train_mean = mean_profile(fitted_on)
         ceilings = {view.name: _ceiling(cohort, view, recipe) for view in tested}
         for job in jobs:
             for view, predicted in _predict_fold(job, cohort, fold, panel, fitted_on, tested, recipe, out, progress):

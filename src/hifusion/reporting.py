@@ -1,5 +1,6 @@
 """The evaluation as a page of Markdown: the table with its nulls, and what it does and does not mean."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,15 +24,18 @@ _COLUMNS: dict[str, tuple[str, int]] = {
     "SSIM": ("ssim", 2),
 }
 
+# What fits a terminal.
+BRIEF = ("MSE", "MAE", "pcc_per_spot", "pcc_per_gene", "of ceiling")
 
-def table(result: dict[str, Any]) -> str:
-    """The scores of every model as a Markdown table, nulls first."""
-    lines = [_row(["model", *_COLUMNS]), _row(["---", *["---:"] * len(_COLUMNS)])]
+
+def table(result: dict[str, Any], columns: Sequence[str] = tuple(_COLUMNS)) -> str:
+    """The scores of every model as a Markdown table, nulls first, with an interval for ``pcc_per_gene``."""
+    lines = [_row(["model", *columns]), _row(["---", *["---:"] * len(columns)])]
     for name, scores in result["models"].items():
-        cells = [_number(scores[key], decimals) for key, decimals in _COLUMNS.values()]
+        cells = [_number(scores[key], decimals) for key, decimals in map(_COLUMNS.__getitem__, columns)]
         interval = scores["intervals"]["pcc_per_gene_mean"]
         if interval:
-            cells[list(_COLUMNS).index("pcc_per_gene")] += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
+            cells[columns.index("pcc_per_gene")] += f" [{interval[0]:.3f}, {interval[1]:.3f}]"
         seeds = f" ({len(scores['by_seed'])} seeds)" if scores["by_seed"] else ""
         lines.append(_row([f"{name}{' *' if scores['oracle'] else ''}{seeds}", *cells]))
     return "\n".join(lines)

@@ -17,12 +17,12 @@ from torch import nn
 
 from hifusion import checkpoint, data, files
 from hifusion.checkpoint import Run
-from hifusion.cohort import Cohort, SectionView
+from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.inference import best_device, predict_regions, resolve_precision
 from hifusion.models import MODELS
-from hifusion.recipes import Recipe
+from hifusion.recipes import Recipe, from_dict
 from hifusion.store import Store
 
 # Of a loss or MSE in squared units of expression, which itself stays below 15 in either normalisation.
@@ -130,7 +130,7 @@ def fit(
         held_out = [(view, rows) for view, (_, rows) in zip(train, splits, strict=True)]
     n_train = sum(map(len, train_rows))
     device = best_device()
-    precision = resolve_precision(recipe.precision, device, recipe.model.spot_px // max(recipe.model.grids))
+    precision = resolve_precision(recipe.precision, device)
     facts = {
         "format": checkpoint.FORMAT,
         "state": "training",
@@ -151,11 +151,13 @@ def fit(
 
     torch.manual_seed(seed)
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
-    network = MODELS["hifusion"].module(dataclasses.replace(recipe.model, n_genes=len(panel.genes)))
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: Any = MODELS["hifusion"].module(dataclasses.replace(recipe.model, n_genes=len(panel.genes)))
+    train_mean = mean_profile(train)
+    if recipe.start_at_mean:
+        network.start_at(torch.from_numpy(train_mean))
+    network = network.to(memory_format=network.config.memory_format)
     optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     model, optimiser = fabric.setup(network, optimiser)
-    train_mean = np.mean(np.concatenate([view.expression for view in train]), axis=0, dtype=np.float64)
 
     log: list[dict[str, Any]] = _restore(out, network, optimiser) if resume else []
     for epoch in range(len(log), recipe.epochs):
@@ -284,7 +286,7 @@ def _open_folder(out: Path, facts: dict[str, Any], panel: GenePanel, resume: boo
     if not resume:
         raise InputError(f"{out}: holds a run already; go on with --resume, or give another folder")
     before = files.read_json(out / "run.json")
-    there, here = _settings(before), _settings(json.loads(json.dumps(facts)))
+    there, here = _settings(before), _settings(facts)
     changed = [f"{key} ({there.get(key)} there, {here.get(key)} given)" for key in here if there.get(key) != here[key]]
     if changed:
         raise InputError(
@@ -300,8 +302,9 @@ def _open_folder(out: Path, facts: dict[str, Any], panel: GenePanel, resume: boo
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """What two trainings must share to be the same run; the recipe and its network value by value."""
     keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision")
-    recipe = {**facts.get("recipe", {})}
-    recipe |= {f"model.{key}": value for key, value in recipe.pop("model", {}).items()}
+    # Through a recipe, so that one written by an older version has today's new values at their defaults.
+    recipe = dataclasses.asdict(from_dict(facts["recipe"]))
+    recipe |= {f"model.{key}": value for key, value in recipe.pop("model").items()}
     return {key: facts.get(key) for key in keys} | {f"recipe.{key}": value for key, value in recipe.items()}
 
 
