@@ -138,8 +138,9 @@ class HiFusion(nn.Module):
             raise InputError(f"region: dtype is {region.dtype}; give uint8, or standardised floats to forward_images")
         start, stop = (side - self.config.spot_px) // 2, (side + self.config.spot_px) // 2
         spot = region[:, :, start:stop, start:stop]
-        layout = {"dtype": self.head.weight.dtype, "memory_format": self.config.memory_format}
-        return self.forward_images(standardise(region).to(**layout), standardise(spot).to(**layout))
+        dtype, layout = self.head.weight.dtype, self.config.memory_format
+        images = (standardise(pixels).to(dtype=dtype, memory_format=layout) for pixels in (region, spot))
+        return self.forward_images(*images)
 
     def forward_images(self, region: Tensor, spot: Tensor) -> HiFusionOutput:
         """Expression from standardised floats: (B, 3, region_px, region_px) and (B, 3, spot_px, spot_px).
