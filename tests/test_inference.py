@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hifusion import inference
-from hifusion.errors import InputError
 from hifusion.inference import predict_regions, resolve_precision
 from hifusion.models.hifusion import HiFusion, HiFusionConfig
-from hifusion.recipes import RECIPES
 
 CPU = torch.device("cpu")
 
@@ -71,37 +68,3 @@ def test_auto_is_bfloat16_on_a_cpu_that_computes_in_it(monkeypatch: pytest.Monke
     assert resolve_precision("auto", CPU) == ("bf16-mixed" if fast else "32-true")
     assert resolve_precision("32-true", CPU) == "32-true"
     assert resolve_precision("bf16-mixed", CPU) == "bf16-mixed"
-
-
-def test_tiles_whose_bfloat16_gradients_are_wrong_on_a_cpu_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert resolve_precision("auto", CPU, inference.WRONG_IN_BF16_PX) == "32-true"
-    assert resolve_precision("auto", CPU, inference.WRONG_IN_BF16_PX + 1) == "bf16-mixed"
-    with pytest.raises(InputError, match="wrong gradients on a CPU for tiles of 16 px .* use precision=auto"):
-        resolve_precision("bf16-mixed", CPU, 16)
-    assert resolve_precision("bf16-mixed", torch.device("cuda"), 16) == "bf16-mixed"
-
-
-@pytest.mark.parametrize("key", RECIPES, ids="-".join)
-def test_every_recipe_trains_with_the_gradients_of_float32(key: tuple[str, str]) -> None:
-    """Of the last stage's first convolution, at the smallest tile and in the precision that the recipe gets on a CPU.
-
-    oneDNN leaves this gradient uninitialised in bfloat16 where its input is one pixel wide, which memory that was just
-    freed full of NaN brings to light.
-    """
-    model = RECIPES[key].model
-    tile_px = model.spot_px // max(model.grids)
-    precision = resolve_precision(RECIPES[key].precision, CPU, tile_px)
-    torch.manual_seed(0)
-    before_px = -(-tile_px // 16)
-    channels = 16  # the fault does not depend on the width
-    images, weight = torch.randn(8, channels, before_px, before_px), torch.randn(2 * channels, channels, 3, 3) / 12
-    gradients = []
-    for dtype in (torch.float32, torch.bfloat16 if precision == "bf16-mixed" else torch.float32):
-        junk = [torch.full((size,), float("nan")) for size in (256, 4096, 65536) for _ in range(8)]
-        del junk
-        kernel = weight.clone().to(dtype).requires_grad_()
-        torch.nn.functional.conv2d(images.to(dtype), kernel, stride=2, padding=1).square().sum().backward()
-        assert kernel.grad is not None
-        gradients.append(kernel.grad.float())
-    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
