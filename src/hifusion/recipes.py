@@ -125,10 +125,11 @@ _OWN = [
             spot_encoder="resnet10",
         ),
         panel_size=40,
-        epochs=12,
-        batch_size=16,
+        epochs=10,
+        batch_size=32,
         batches="mixed",
         lr=5e-3,
+        start_at_mean=True,
         precision="32-true",  # at this width bfloat16 only adds conversions
     ),
 ]
