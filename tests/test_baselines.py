@@ -40,6 +40,7 @@ def section(seed: int, n_spots: int = 60, stain: float = 0.0, images: bool = Tru
         centres_px=grid * PITCH_PX,
         pitch_px=PITCH_PX,
         mpp=MPP,
+        spot_diameter_um=100.0,
         regions=np.clip(pixels, 0, 255).astype(np.uint8) if images else None,
         inside=np.tile(np.int32([0, 0, REGION_PX, REGION_PX]), (n_spots, 1)) if images else None,
     )

@@ -94,7 +94,7 @@ def test_doctor_names_versions_and_device(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["prepare", "{work}/nowhere", "{out}"], "no such folder"),
+        (["prepare", "{work}/nowhere", "{out}"], "no such file or folder"),
         (["prepare", "{work}/raw", "{out}", "--sections", "Z9"], "has no section Z9"),
         (["prepare", "{work}/raw", "{out}", "--recipe", "quik"], "did you mean 'quick'"),
         (["train", "{work}/store", "-o", "{out}", "--recipe", "tiny"], "takes region_px"),

@@ -94,7 +94,7 @@ def test_unknown_section_is_named_with_those_there_are(which, roots):
 
 
 def test_what_is_neither_store_nor_known_layout_is_refused(tmp_path):
-    with refused("nowhere", "no such folder", "hifusion prepare"):
+    with refused("nowhere", "no such file or folder", "hifusion prepare"):
         Cohort.open(tmp_path / "nowhere")
     with refused(str(tmp_path), "no known data layout"):
         Cohort.open(tmp_path)

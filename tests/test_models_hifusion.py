@@ -371,7 +371,9 @@ def test_image_pairs_that_do_not_fit_are_refused():
 
 def test_loss_terms_follow_the_paper_and_sum_to_the_total():
     features = torch.tensor([1.0, 4.0, -1.0]).view(3, 1, 1, 1, 1).expand(3, 2, 1, 1, 1)
-    out = HiFusionOutput(torch.full((2, 4), 2.0), torch.arange(3.0).view(3, 1, 1).expand(3, 2, 4), features)
+    out = HiFusionOutput(
+        torch.full((2, 4), 2.0), torch.arange(3.0).view(3, 1, 1).expand(3, 2, 4), features, torch.zeros(2, 8)
+    )
     terms = {name: value.item() for name, value in hifusion_loss(out, torch.zeros(2, 4), align_weight=0.1).items()}
     # final 2^2; levels (0 + 1 + 4) / 3; align 0.1 x (|4 - 1| + |-1 - 1|)
     assert terms == pytest.approx({"total": 4 + 5 / 3 + 0.5, "final": 4, "levels": 5 / 3, "align": 0.5})

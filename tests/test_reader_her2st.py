@@ -45,7 +45,7 @@ def test_layout_is_recognised_and_names_are_sorted(root, tmp_path):
     assert her2st.names(root) == list(SECTIONS)
     with refused(str(tmp_path), "no known data layout", "ST-cnts"):
         find_reader(tmp_path)
-    with refused("nowhere", "no such folder"):
+    with refused("nowhere", "no such file or folder"):
         find_reader(tmp_path / "nowhere")
 
 

@@ -58,6 +58,7 @@ def make_view(name: str, spots: int, region_px: int = 32, seed: int = 0, **chang
         centres_px=array_px(spots),
         pitch_px=PITCH_PX,
         mpp=200.0 / PITCH_PX,
+        spot_diameter_um=100.0,
         regions=rng.integers(0, 256, (spots, region_px, region_px, 3), dtype=np.uint8),
     )
     return replace(view, **changes)

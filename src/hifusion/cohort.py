@@ -31,6 +31,8 @@ class SectionView:
         float64 ``(N, 2)``, (x, y) of the spot centres in full-resolution pixels, ``pitch_px`` apart.
     mpp
         um per full-resolution pixel.
+    spot_diameter_um
+        Of a spot.
     regions
         uint8 ``(N, R, R, 3)`` memory-mapped region patches, or None for a counts-only section.
     inside
@@ -45,6 +47,7 @@ class SectionView:
     centres_px: np.ndarray
     pitch_px: float
     mpp: float
+    spot_diameter_um: float
     regions: np.ndarray | None = field(default=None, repr=False)
     inside: np.ndarray | None = field(default=None, repr=False)
 
@@ -131,6 +134,7 @@ class Cohort:
             centres_px=section.obsm["spatial"],
             pitch_px=facts["pitch_um"] / facts["mpp"],
             mpp=facts["mpp"],
+            spot_diameter_um=facts["spot_diameter_um"],
             regions=self.store.regions(name) if self.store else None,
             inside=self.store.inside(name) if self.store else None,
         )

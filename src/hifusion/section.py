@@ -24,9 +24,8 @@ HIRES_PX = 1000  # longest side of the picture kept inside a section, enough for
 
 
 def build_section(
-    counts: sp.csr_matrix,
+    counts: sp.csr_matrix | None,
     *,
-    genes: Sequence[str],
     spots: Sequence[str],
     centres_px: np.ndarray,
     name: str,
@@ -36,17 +35,24 @@ def build_section(
     pitch_um: float,
     array_row: np.ndarray,
     array_col: np.ndarray,
+    genes: Sequence[str] = (),
+    gene_ids: Sequence[str] | None = None,
+    in_tissue: np.ndarray | None = None,
     image: Path | None = None,
     thumbnail: np.ndarray | None = None,
     full_size_px: tuple[int, int] | None = None,
     source: str = "section",
 ) -> AnnData:
-    """Build and validate a measured section.
+    """Build and validate a section: a measured one, or positions alone, which a run can predict.
 
     Parameters
     ----------
     counts
-        Raw UMI counts ``(N, genes)``, whole numbers.
+        Raw UMI counts ``(N, genes)``, whole numbers; None for positions alone (no genes, ``X`` of shape ``(N, 0)``).
+    genes, gene_ids
+        Gene symbols, unique; their Ensembl ids where known, which need not be.
+    in_tissue
+        bool ``(N,)``; all of them where None.
     centres_px
         Spot centres (x, y) in full-resolution pixels, ``(N, 2)``.
     mpp
@@ -63,23 +69,27 @@ def build_section(
     """
     _refuse_duplicates(spots, "spots", source)
     _refuse_duplicates(genes, "genes", source)
-    counts = sp.csr_matrix(counts)
-    _refuse_non_counts(counts, spots, source)
-    counts = counts.astype(np.int32)
+    layers = {}
+    if counts is not None:
+        counts = sp.csr_matrix(counts)
+        _refuse_non_counts(counts, spots, source)
+        layers["counts"] = counts.astype(np.int32)
     section = AnnData(
-        X=sparse_log1p_cpm(counts),
+        X=sparse_log1p_cpm(layers["counts"]) if layers else np.zeros((len(spots), 0), dtype=np.float32),
         obs=pd.DataFrame(
             {
                 "section": pd.Categorical([name] * len(spots)),
                 "patient": pd.Categorical([patient] * len(spots)),
-                "in_tissue": True,
+                "in_tissue": True if in_tissue is None else np.asarray(in_tissue, dtype=bool),
                 "array_row": np.asarray(array_row),
                 "array_col": np.asarray(array_col),
             },
             index=pd.Index(list(spots), dtype=object),
         ),
-        var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)),
-        layers={"counts": counts},
+        var=pd.DataFrame(
+            {} if gene_ids is None else {"gene_ids": list(gene_ids)}, index=pd.Index(list(genes), dtype=object)
+        ),
+        layers=layers,
         obsm={"spatial": np.asarray(centres_px, dtype=np.float64)},
     )
     section.uns["hifusion"] = {
@@ -88,7 +98,7 @@ def build_section(
         "mpp": float(mpp),
         "spot_diameter_um": float(spot_diameter_um),
         "pitch_um": float(pitch_um),
-        "normalisation": "log1p_cpm",
+        "normalisation": "log1p_cpm" if layers else "",
         "panel_digest": "",
         "run": "",
         "image": str(Path(image).resolve()) if image else "",
@@ -144,7 +154,7 @@ def validate_section(section: AnnData, source: str = "section") -> None:
     if missing:
         lacks = ", ".join(missing)
         raise InputError(f"{source}: not a hifusion section, lacks {lacks}; make it with `hifusion prepare`")
-    if section.n_obs == 0 or section.n_vars == 0:
+    if section.n_obs == 0 or ("counts" in section.layers and section.n_vars == 0):
         raise InputError(
             f"{source}: has {section.n_obs} spots and {section.n_vars} genes; at least one of each is needed"
         )

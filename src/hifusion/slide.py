@@ -32,7 +32,7 @@ class Slide:
         um per full-resolution pixel as the file's own metadata give it, or None. A dpi tag is not a scale.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
         self.path = Path(path)
         self.mpp: float | None = None
         self._openslide: openslide.OpenSlide | None = None
@@ -47,6 +47,19 @@ class Slide:
             else:
                 with _open_plain(self.path) as image:
                     self.size_px = image.size
+        self.mpp = mpp or self.mpp
+
+    def require_mpp(self) -> float:
+        """um per full-resolution pixel.
+
+        Raises
+        ------
+        InputError
+            The file does not say it and none was given.
+        """
+        if self.mpp is None:
+            raise InputError(f"{self.path}: does not say how many um a pixel is; give it with --mpp, for example 0.5")
+        return self.mpp
 
     @cached_property
     def _pixels(self) -> np.ndarray:

@@ -142,6 +142,7 @@ def fit(
         "validation": [view.name for view in validation],
         "train_spots": n_train,
         "validation_spots": sum(len(rows) for _, rows in held_out),
+        "spots": _spot_facts(train),
         "precision": precision,
         "device": str(device),
         "versions": checkpoint.versions(),
@@ -190,6 +191,15 @@ def fit(
     files.write_json(out / "run.json", facts)
     (out / "last.safetensors").unlink()
     return Run.open(out)
+
+
+def _spot_facts(views: Sequence[SectionView]) -> dict[str, float]:
+    """Scale and spots of the training sections (medians): what a slide that was never measured is to be seen at."""
+    return {
+        "mpp": float(np.median([view.mpp for view in views])),
+        "pitch_um": float(np.median([view.pitch_px * view.mpp for view in views])),
+        "spot_diameter_um": float(np.median([view.spot_diameter_um for view in views])),
+    }
 
 
 def check_patches(recipe: Recipe, store: Store | None) -> None:

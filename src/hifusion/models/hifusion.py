@@ -108,6 +108,8 @@ class HiFusionOutput(NamedTuple):
     """(L, B, G), for auxiliary supervision."""
     level_features: Tensor
     """(L, B, C, h, w), after resizing to the first level."""
+    embedding: Tensor
+    """(B, C), what the head reads: region query and attended spot tokens, before the layer norm."""
 
 
 class HiFusion(nn.Module):
@@ -167,7 +169,7 @@ class HiFusion(nn.Module):
             tokens = F.adaptive_avg_pool2d((shares * features).sum(0), 2).flatten(2).transpose(1, 2)
             query = query.to(dtype).mean((-2, -1))
             fused = query + self.attention(query, tokens)
-            return HiFusionOutput(self.head(self.norm(fused)), level_expression, features)
+            return HiFusionOutput(self.head(self.norm(fused)), level_expression, features, fused)
 
     @torch.no_grad()
     def start_at(self, profile: Tensor) -> None:
@@ -278,7 +280,7 @@ def hifusion_loss(output: HiFusionOutput, target: Tensor, align_weight: float = 
     InputError
         `target` has another shape than the prediction.
     """
-    expression, level_expression, features = output
+    expression, level_expression, features, _ = output
     if target.shape != expression.shape:
         raise InputError(f"target: shape is {tuple(target.shape)}; give (B, G) = {tuple(expression.shape)}")
     terms = {

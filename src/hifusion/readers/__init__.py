@@ -1,4 +1,12 @@
-"""One file per public data layout, each with ``recognises(root)``, ``names(root)`` and ``read(root, sections)``."""
+"""One file per public data layout, all under one contract:
+
+``lacks(root) -> str``
+    "" where ``root`` holds this layout, else what is missing for it, in a few words.
+``names(root) -> list[str]``
+    Its sections, sorted.
+``read(root, sections, options) -> Iterator[AnnData]``
+    Sections one by one (all where ``sections`` is None); what the files do not say is taken from ``options``.
+"""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +17,23 @@ from hifusion.readers import her2st
 READERS: dict[str, ModuleType] = {"her2st": her2st}
 
 
-def find_reader(root: Path) -> ModuleType:
-    """The reader whose layout ``root`` holds.
+def find_reader(root: Path, layout: str | None = None) -> ModuleType:
+    """The reader whose layout ``root`` holds, or the one named by ``layout``.
 
     Raises
     ------
     InputError
-        The folder is missing, or no reader recognises it.
+        ``root`` is missing, the name is unknown, or the layout is not there: the message says what each reader missed.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give a raw data folder or a store made by `hifusion prepare`")
-    for reader in READERS.values():
-        if reader.recognises(root):
-            return reader
-    raise InputError(f"{root}: no known data layout ({', '.join(READERS)}: needs data/ST-cnts and data/ST-spotfiles)")
+    root = Path(root)
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder; give raw data, or a store made by `hifusion prepare`")
+    if layout is not None and layout not in READERS:
+        raise InputError(f"format {layout!r} is unknown; use one of {', '.join(READERS)}")
+    tried = READERS if layout is None else {layout: READERS[layout]}
+    missed = {name: reader.lacks(root) for name, reader in tried.items()}
+    for name, lacks in missed.items():
+        if not lacks:
+            return READERS[name]
+    reasons = "; ".join(f"{name}: {lacks}" for name, lacks in missed.items())
+    raise InputError(f"{root}: no known data layout ({reasons}); give the folder that holds these")

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from hifusion.errors import InputError
+from hifusion.readers.options import NOTHING_TOLD, ReadOptions
 from hifusion.section import HIRES_PX, build_section
 from hifusion.slide import Slide
 
@@ -35,9 +36,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # published as .jpg
 LEAST_MATCH = 0.95
 
 
-def recognises(root: Path) -> bool:
-    """Whether ``root`` holds this layout."""
-    return (root / COUNTS).is_dir() and (root / SPOTFILES).is_dir()
+def lacks(root: Path) -> str:
+    """What ``root`` lacks of this layout; "" where it holds it."""
+    missing = [str(folder) for folder in (COUNTS, SPOTFILES) if not (root / folder).is_dir()]
+    return f"needs {' and '.join(missing)}" if missing else ""
 
 
 def names(root: Path) -> list[str]:
@@ -45,7 +47,7 @@ def names(root: Path) -> list[str]:
     return sorted(path.name.removesuffix(".tsv.gz") for path in (root / COUNTS).glob("*.tsv.gz"))
 
 
-def read(root: Path, sections: Sequence[str] | None = None) -> Iterator[AnnData]:
+def read(root: Path, sections: Sequence[str] | None = None, options: ReadOptions = NOTHING_TOLD) -> Iterator[AnnData]:
     """Read sections one by one; a section without an image is read counts-only.
 
     Parameters
@@ -54,6 +56,8 @@ def read(root: Path, sections: Sequence[str] | None = None) -> Iterator[AnnData]
         Folder that holds ``data/``.
     sections
         Names to read; all of them where None.
+    options
+        ``images``, ``patients`` and ``mpp`` stand before what the layout says.
 
     Raises
     ------
@@ -61,10 +65,10 @@ def read(root: Path, sections: Sequence[str] | None = None) -> Iterator[AnnData]
         Unknown section, or a file of it that cannot be used.
     """
     for name in names(root) if sections is None else sections:
-        yield _read_section(root, name)
+        yield _read_section(root, name, options)
 
 
-def _read_section(root: Path, name: str) -> AnnData:
+def _read_section(root: Path, name: str, options: ReadOptions) -> AnnData:
     counts_file = root / COUNTS / f"{name}.tsv.gz"
     counts, spots, genes = _read_counts(counts_file)
     spotfile = root / SPOTFILES / f"{name}_selection.tsv"
@@ -77,7 +81,7 @@ def _read_section(root: Path, name: str) -> AnnData:
         )
     counts, spots = counts[known], [spot for spot, has in zip(spots, known, strict=True) if has]
     positions = positions.loc[spots]
-    image = _find_image(root, name)
+    image = options.images.get(name) or _find_image(root, name)
     slide = Slide(image) if image else None
     return build_section(
         counts,
@@ -85,8 +89,8 @@ def _read_section(root: Path, name: str) -> AnnData:
         spots=spots,
         centres_px=positions[["pixel_x", "pixel_y"]].to_numpy(),
         name=name,
-        patient=name[0],
-        mpp=PITCH_UM / _pitch_px(positions, spotfile),
+        patient=options.patients.get(name, name[0]),
+        mpp=options.mpp or PITCH_UM / _pitch_px(positions, spotfile),
         spot_diameter_um=SPOT_DIAMETER_UM,
         pitch_um=PITCH_UM,
         array_row=positions["y"].to_numpy(),
