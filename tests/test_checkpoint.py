@@ -39,7 +39,8 @@ def edit_json(path: Path, change: Callable[[dict], object]) -> None:
 
 def test_a_complete_run_holds_just_these_files(complete: Path) -> None:
     """In particular no state to resume from, and no part of a file."""
-    assert {path.name for path in complete.iterdir()} == {"run.json", "panel.json", "log.csv", "weights.safetensors"}
+    kept = {"run.json", "panel.json", "log.csv", "weights.safetensors", "novelty.safetensors"}
+    assert {path.name for path in complete.iterdir()} == kept
 
 
 def test_nothing_in_a_run_folder_is_a_pickle_or_a_zip(complete: Path) -> None:

@@ -103,3 +103,43 @@ def test_what_is_no_json_file_is_one_line(tmp_path):
             files.read_json(tmp_path / name)
     with refused(str(tmp_path), "cannot be read"):
         files.read_json(tmp_path)
+
+
+def _stopped_after(path, key, data, row_bytes, batch_rows):
+    """Write rows and be interrupted; gives how many rows were there before."""
+    try:
+        with files.growing(path, key, row_bytes, batch_rows) as (file, done):
+            file.write(data)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return done
+
+
+def test_growing_rows_are_gone_on_with_in_whole_batches_and_then_deleted(tmp_path):
+    """Rows of 4 bytes in batches of 2, stopped within the fourth row: the first batch is kept."""
+    assert _stopped_after(tmp_path / "out", "key", b"aaaabbbbccccd", row_bytes=4, batch_rows=2) == 0
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.")
+    with files.growing(tmp_path / "out", "key", 4, 2) as (file, done):
+        assert done == 2
+        file.write(b"CCCCDDDD")
+        file.seek(0)
+        assert file.read() == b"aaaabbbbCCCCDDDD"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_another_key_are_not_gone_on_with_and_other_files_stay(tmp_path):
+    (tmp_path / ".other.key.rows").write_bytes(b"of another output")
+    _stopped_after(tmp_path / "out", "one", b"1", row_bytes=1, batch_rows=1)
+    with files.growing(tmp_path / "out", "two", 1, 1) as (_, done):
+        assert done == 0
+    assert [path.name for path in tmp_path.iterdir()] == [".other.key.rows"]
+
+
+def test_growing_on_a_full_disk_is_one_line_and_keeps_what_was_written(tmp_path):
+    with refused("free some space"), full_disk(10), files.growing(tmp_path / "out", "key", 5, 1) as (file, _):
+        for _ in range(3):
+            file.write(b"12345")
+            file.flush()
+    with files.growing(tmp_path / "out", "key", 5, 1) as (_, done):
+        assert done == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hifusion.inference import predict_regions, resolve_precision
+from hifusion.inference import forward_regions, predict_regions, resolve_precision, symmetries
 from hifusion.models.hifusion import HiFusion, HiFusionConfig
 
 CPU = torch.device("cpu")
@@ -59,6 +59,33 @@ def test_spots_just_done_are_told_batch_by_batch(network: HiFusion) -> None:
     told: list[int] = []
     predict_regions(network, pixels(7).split(3), precision="32-true", on_batch=told.append)
     assert told == [3, 3, 1]
+
+
+def test_the_eight_symmetries_are_different_and_hold_the_same_pixels() -> None:
+    region = pixels(1)
+    views = list(symmetries(region))
+    assert len({view.numpy().tobytes() for view in views}) == 8
+    for view in views:
+        assert torch.equal(view.flatten().sort().values, region.flatten().sort().values)
+
+
+def test_the_mean_over_symmetries_does_not_change_when_the_patch_is_turned_or_mirrored(network: HiFusion) -> None:
+    def averaged(region: torch.Tensor) -> np.ndarray:
+        (outputs,) = forward_regions(network, [region], precision="32-true", average_symmetries=True)
+        return outputs.expression
+
+    region = pixels(3)
+    expected, plain = averaged(region), predict_regions(network, [region], precision="32-true")
+    assert np.abs(plain - expected).max() > 1e-3
+    for view in symmetries(region):
+        np.testing.assert_allclose(averaged(view), expected, rtol=0, atol=1e-5)
+
+
+def test_the_embedding_is_what_the_head_reads(network: HiFusion) -> None:
+    (outputs,) = forward_regions(network, [pixels(3)], precision="32-true")
+    with torch.inference_mode():
+        again = network.head(network.norm(torch.from_numpy(outputs.embedding)))
+    np.testing.assert_allclose(again.numpy(), outputs.expression, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("fast", [True, False])

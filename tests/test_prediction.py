@@ -1,5 +1,6 @@
 """A trained run and a section: predictions from the store and from the image, and what goes along with them."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from hifusion import store, training
@@ -15,7 +18,7 @@ from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort
 from hifusion.errors import InputError
 from hifusion.expression import log_share, panel_counts
-from hifusion.prediction import as_section, predict_section, predict_view
+from hifusion.prediction import as_section, average_overlaps, patch_shrink, predict_section, predict_view
 from hifusion.recipes import Recipe
 from hifusion.section import build_section, read_section, validate_section, write_section
 from views import RECIPE, array_px
@@ -213,3 +216,120 @@ def test_training_takes_all_sections_but_those_for_validation(trained: tuple[Run
     )
     assert (run.facts["train"], run.facts["validation"]) == (["A1", "C1"], ["B1"])
     assert run.panel.sections == ("A1", "C1", "B1")  # of the sections it may look at, and no other
+
+
+def test_patches_read_ahead_by_workers_give_the_same_prediction(trained: tuple[Run, Cohort]) -> None:
+    run, cohort = trained
+    section = cohort.sections["C1"]
+    assert np.array_equal(predict_section(run, section, workers=2).X, predict_section(run, section).X)
+
+
+def test_what_a_worker_cannot_read_is_one_line(trained: tuple[Run, Cohort], tmp_path: Path) -> None:
+    run, cohort = trained
+    image = tmp_path / "cut.png"
+    whole = Path(cohort.sections["C1"].uns["hifusion"]["image"]).read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut\.png: not a readable image") as caught:
+        predict_section(run, cohort.sections["C1"], image, workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prediction_that_was_stopped_goes_on_and_ends_the_same(trained: tuple[Run, Cohort], tmp_path: Path) -> None:
+    """Stopped after two of three batches of 8, 8 and 4: only the last is made again, and nothing is left behind."""
+    run, cohort = trained
+    section, out = cohort.sections["C1"], tmp_path / "C1.h5ad"
+    told: list[int] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append(done)
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_section(run, section, out=out, progress=stop)
+    assert not out.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    told.clear()
+    predicted = predict_section(run, section, out=out, progress=lambda what, done, total: told.append(done))
+    assert told == [20]
+    assert np.array_equal(predicted.X, predict_section(run, section).X)
+    assert [path.name for path in tmp_path.iterdir()] == ["C1.h5ad"]
+    assert np.array_equal(read_section(out).X, predicted.X)
+
+
+def test_what_was_begun_with_another_setting_is_begun_anew(trained: tuple[Run, Cohort], tmp_path: Path) -> None:
+    run, cohort = trained
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_section(run, cohort.sections["C1"], out=tmp_path / "x.h5ad", progress=stop)
+    averaged = predict_section(run, cohort.sections["C1"], out=tmp_path / "x.h5ad", average_symmetries=True)
+    assert np.array_equal(averaged.X, predict_section(run, cohort.sections["C1"], average_symmetries=True).X)
+
+
+def test_every_spot_is_told_how_novel_it_is(trained: tuple[Run, Cohort], tmp_path: Path) -> None:
+    """The spots of B1 chose the epoch and so set the unit: 95 % of them, 19 of 20, are at most 1."""
+    run, cohort = trained
+    predicted = predict_section(run, cohort.sections["B1"], out=tmp_path / "B1.h5ad")
+    novelty = read_section(tmp_path / "B1.h5ad").obs["novelty"].to_numpy()
+    assert np.array_equal(novelty, predicted.obs["novelty"])
+    assert (novelty <= 1).sum() == 19
+
+
+def test_a_run_that_kept_no_features_predicts_without_novelty(trained: tuple[Run, Cohort], tmp_path: Path) -> None:
+    run, cohort = trained
+    shutil.copytree(run.root, tmp_path / "run")
+    (tmp_path / "run" / "novelty.safetensors").unlink()
+    predicted = predict_section(Run.open(tmp_path / "run"), cohort.sections["C1"])
+    assert np.isnan(predicted.obs["novelty"]).all()
+    assert np.isfinite(predicted.X).all()
+
+
+def test_a_section_of_positions_alone_is_predicted_like_the_measured_one(trained: tuple[Run, Cohort]) -> None:
+    run, cohort = trained
+    measured = cohort.sections["C1"]
+    facts = measured.uns["hifusion"]
+    positions = build_section(
+        None,
+        spots=measured.obs_names,
+        centres_px=measured.obsm["spatial"],
+        name="C1",
+        patient="C",
+        **{key: facts[key] for key in ("mpp", "spot_diameter_um", "pitch_um")},
+        array_row=measured.obs["array_row"],
+        array_col=measured.obs["array_col"],
+        image=Path(facts["image"]),
+    )
+    assert positions.n_vars == 0
+    assert np.array_equal(predict_section(run, positions).X, predict_section(run, measured).X)
+
+
+@pytest.mark.parametrize(("times", "native"), [(1.04, True), (2.0, False)])
+def test_a_run_of_native_pixels_is_kept_to_the_scale_it_was_trained_at(
+    trained: tuple[Run, Cohort], times: float, native: bool
+) -> None:
+    run, cohort = trained
+    section = cohort.sections["C1"].copy()
+    section.uns["hifusion"]["mpp"] = MPP * times
+    wanted = run.recipe.region_mpp or MPP
+    keeps_native = run.recipe.region_mpp is None and native
+    assert patch_shrink(run, section) == pytest.approx(1.0 if keeps_native else wanted / (MPP * times))
+
+
+def test_overlapping_predictions_are_averaged_over_the_squares_that_cover_a_position() -> None:
+    """Spots at 0, 10 and 25 with squares of 20: the first two cover each other's centres, the third stands alone."""
+    centres = np.array([[0.0, 0], [10, 0], [25, 0]])
+    averaged = average_overlaps(np.array([[1.0], [3], [8]], np.float32), centres, side_px=20)
+    np.testing.assert_allclose(averaged[:, 0], [2, 2, 8])
+
+
+@given(seed=st.integers(0, 99), side=st.floats(0.1, 60))
+def test_averaging_overlaps_equals_the_plain_mean(seed: int, side: float) -> None:
+    rng = np.random.default_rng(seed)
+    centres, expression = rng.uniform(0, 50, (30, 2)), rng.normal(size=(30, 3)).astype(np.float32)
+    covers = (np.abs(centres[:, None] - centres).max(axis=2) <= side / 2)[..., None]
+    expected = (covers * expression).sum(axis=1) / covers.sum(axis=1)
+    np.testing.assert_allclose(average_overlaps(expression, centres, side), expected, rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort
 from hifusion.errors import InputError
 from hifusion.readers import find_reader
-from hifusion.section import read_section, write_section
+from hifusion.section import read_section
 from hifusion.slide import Slide
 from hifusion.store import Store
 
@@ -143,10 +143,9 @@ def predict(
     """
     if out is not None and Path(out).resolve() == Path(section).resolve():
         raise InputError(f"{out}: is the section itself, which is never overwritten; give another file")
-    predicted = prediction.predict_section(Run.open(run), read_section(section), image, progress)
-    if out is not None:
-        write_section(predicted, Path(out))
-    return predicted
+    return prediction.predict_section(
+        Run.open(run), read_section(section), image, out=Path(out) if out else None, progress=progress
+    )
 
 
 def info(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     panel.json           the gene panel
     log.csv              one row an epoch
     weights.safetensors  the network of the selected epoch, and `train_mean` (G,), mean profile of the training sections
+    novelty.safetensors  what makes a spot's features unlike those of the training spots (hifusion.novelty)
     last.safetensors     network and optimiser after the last finished epoch; gone when the run is complete
 """
 
@@ -26,6 +27,7 @@ from hifusion import files
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.models.hifusion import HiFusion
+from hifusion.novelty import Novelty
 from hifusion.recipes import Recipe, from_dict
 
 FORMAT = 1
@@ -104,6 +106,15 @@ class Run:
     def train_mean(self) -> np.ndarray:
         """Mean profile of its training sections, float32 ``(G,)``: what a model that sees nothing would say."""
         return self._weights()["train_mean"].numpy()
+
+    @property
+    def novelty(self) -> Novelty | None:
+        """The distance from its training spots, or None for a run of a version that did not keep it."""
+        path = self.root / "novelty.safetensors"
+        if not path.exists():
+            return None
+        tensors, _ = load_tensors(path)
+        return Novelty(tensors["mean"].numpy(), tensors["factor"].numpy())
 
     def _weights(self) -> dict[str, Tensor]:
         return load_tensors(self.root / "weights.safetensors")[0]

@@ -1,14 +1,17 @@
 """Batches of region patches and their expression, augmentation, and the split of a section's spots."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from hifusion.cohort import SectionView
 from hifusion.errors import InputError
+from hifusion.slide import Slide
 
 # Side of a validation block: wider than a region patch reaches, so that most of a block sees no training pixel.
 BLOCK_PITCHES = 3.0
@@ -32,6 +35,54 @@ def read_regions(view: SectionView, rows: np.ndarray) -> Tensor:
     for to in np.argsort(rows):
         pixels[to] = view.regions[rows[to]]
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+class _SlidePatches(Dataset[Tensor | str]):
+    """Batches of region patches around positions of a slide, read in the process that asks for them."""
+
+    def __init__(self, path: Path, batches: Sequence[np.ndarray], region_px: int, shrink: float) -> None:
+        self.path, self.batches, self.region_px, self.shrink = path, batches, region_px, shrink
+        self.slide: Slide | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        # What goes wrong in a worker comes back as the message: raised there, torch would wrap it in a traceback.
+        try:
+            self.slide = self.slide or Slide(self.path)
+            cut = [self.slide.read_patch(x, y, self.region_px, self.shrink)[0] for x, y in self.batches[index]]
+        except InputError as error:
+            return str(error)
+        return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
+
+
+def slide_regions(
+    path: Path, centres_px: np.ndarray, *, region_px: int, shrink: float, batch_size: int, workers: int = 0
+) -> Iterator[Tensor]:
+    """Region patches around positions of a slide, in order: batches of uint8 ``(B, 3, R, R)``, channels last in memory.
+
+    Parameters
+    ----------
+    centres_px
+        (x, y) in full-resolution pixels, ``(N, 2)``.
+    shrink
+        Full-resolution pixels per region pixel.
+    workers
+        Processes that read ahead, two batches each; 0 reads in this one. A slide that can only be decoded whole (JPEG,
+        PNG) is decoded in each of them.
+
+    Raises
+    ------
+    InputError
+        The slide cannot be read.
+    """
+    groups = [centres_px[start : start + batch_size] for start in range(0, len(centres_px), batch_size)]
+    patches = _SlidePatches(path, groups, region_px, shrink)
+    for region in DataLoader(patches, batch_size=None, num_workers=workers):
+        if isinstance(region, str):
+            raise InputError(region)
+        yield region
 
 
 def batches(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hifusion.errors import InputError
 
@@ -40,6 +40,43 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def growing(path: Path, key: str, row_bytes: int, batch_rows: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Give a file of rows that grows beside ``path``, and how many rows of it an interrupted run left there.
+
+    The file is opened for reading and appending. It stays when the block ends early, and is deleted when it ends well.
+
+    Parameters
+    ----------
+    path
+        What the rows are for.
+    key
+        Of everything that decides the rows: a file with another key, or cut short within a row, is not gone on with.
+    batch_rows
+        Only whole batches are kept, so that a run that goes on makes the very batches of one that never stopped.
+
+    Raises
+    ------
+    InputError
+        The disk is full, or nothing may be written there.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{key[:16]}.rows")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(".*.rows"):
+            if stale.name.startswith(f".{path.name}.") and stale != part:
+                stale.unlink()
+        done = part.stat().st_size // (row_bytes * batch_rows) * batch_rows if part.exists() else 0
+        with part.open("a+b") as file:
+            file.truncate(done * row_bytes)
+            yield file, done
+        part.unlink()
+    except OSError as error:
+        raise_if_full(error, path)
+        raise
 
 
 def raise_if_full(error: OSError, path: Path) -> None:

@@ -1,10 +1,20 @@
 """Devices, precision, and the forward pass over many region patches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+class SpotOutputs(NamedTuple):
+    """What the network says of the spots of one batch."""
+
+    expression: np.ndarray
+    """float32 ``(B, G)``."""
+    embedding: np.ndarray
+    """float32 ``(B, C)``, the features the head read."""
 
 
 def best_device() -> torch.device:
@@ -27,15 +37,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "32-true"
 
 
+def symmetries(region: Tensor) -> Iterator[Tensor]:
+    """The eight ways to lay a square patch, ``(B, 3, R, R)``: four quarter turns of it and of its mirror image.
+
+    Tissue has no up or left, so a prediction may be averaged over them. All commute with the centre crop.
+    """
+    for turns in range(4):
+        turned = region.rot90(turns, (2, 3))
+        yield turned
+        yield turned.flip(3)
+
+
 @torch.inference_mode()
-def predict_regions(
-    model: nn.Module,
-    regions: Iterable[Tensor],
-    *,
-    precision: str,
-    on_batch: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """Expression of every region patch, float32 ``(N, G)``.
+def forward_regions(
+    model: nn.Module, regions: Iterable[Tensor], *, precision: str, average_symmetries: bool = False
+) -> Iterator[SpotOutputs]:
+    """Run the network over batches of region patches, one by one.
 
     Parameters
     ----------
@@ -45,16 +62,39 @@ def predict_regions(
         Batches of uint8 ``(B, 3, R, R)``.
     precision
         ``"bf16-mixed"`` or ``"32-true"``.
-    on_batch
-        Called with the number of spots just done.
+    average_symmetries
+        Mean over the eight :func:`symmetries`, at eight times the cost.
     """
     device = next(model.parameters()).device
     model.eval()
-    parts = []
     for region in regions:
+        region = region.to(device)
+        views = list(symmetries(region)) if average_symmetries else [region]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            output = model(region.to(device))
-        parts.append(output.expression.float().cpu().numpy())
+            outputs = [model(view) for view in views]
+        mean = (
+            torch.stack([getattr(output, name).float() for output in outputs]).mean(0) for name in SpotOutputs._fields
+        )
+        yield SpotOutputs(*(value.cpu().numpy() for value in mean))
+
+
+def predict_regions(
+    model: nn.Module,
+    regions: Iterable[Tensor],
+    *,
+    precision: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Expression of every region patch, float32 ``(N, G)``; arguments as :func:`forward_regions`.
+
+    Parameters
+    ----------
+    on_batch
+        Called with the number of spots just done.
+    """
+    parts = []
+    for outputs in forward_regions(model, regions, precision=precision):
+        parts.append(outputs.expression)
         if on_batch:
-            on_batch(len(region))
+            on_batch(len(outputs.expression))
     return np.concatenate(parts)

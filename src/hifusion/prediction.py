@@ -1,22 +1,26 @@
-"""A trained run and a section: expression at each of its spots."""
+"""A trained run and a section, measured or only placed on its slide: expression at each of its spots."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+import scipy.sparse as sp
 from anndata import AnnData
-from torch import Tensor
+from scipy.spatial import KDTree
 
+from hifusion import files
 from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView
-from hifusion.data import read_regions
+from hifusion.data import read_regions, slide_regions
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts, total_counts
-from hifusion.inference import best_device, predict_regions
-from hifusion.section import predicted_section
+from hifusion.inference import best_device, forward_regions, predict_regions
+from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
+
+SAME_SCALE = 0.05  # scales this close are one: a run trained on native pixels then reads native pixels
 
 Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
 
@@ -26,44 +30,130 @@ def predict_view(run: Run, view: SectionView, progress: Progress | None = None) 
     rows = np.arange(len(view.centres_px))
     size = run.recipe.batch_size
     chunks = (read_regions(view, rows[start : start + size]) for start in range(0, len(rows), size))
-    return _predict(run, chunks, view.name, len(rows), progress)
+    done = 0
+
+    def report(batch: int) -> None:
+        nonlocal done
+        done += batch
+        if progress:
+            progress(f"predict {view.name}", done, len(rows))
+
+    return predict_regions(run.network(best_device()), chunks, precision=run.facts["precision"], on_batch=report)
 
 
-def predict_section(run: Run, section: AnnData, image: Path | None = None, progress: Progress | None = None) -> AnnData:
+def predict_section(
+    run: Run,
+    section: AnnData,
+    image: Path | None = None,
+    *,
+    average_symmetries: bool = False,
+    average_within_um: float | None = None,
+    workers: int = 0,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> AnnData:
     """Predict a section from its image: a new section with expression ``X`` of the run's panel at the same spots.
 
-    Where ``section`` is measured and has the panel's genes, its own expression in the run's unit goes along as
-    ``layers["measured"]``.
+    ``obs["novelty"]`` tells how unlike the training spots each one is (:mod:`hifusion.novelty`: above 1 is more than
+    95 % of held-out spots; NaN for a run that does not know). Where ``section`` is measured and has the panel's genes,
+    its own expression in the run's unit goes along as ``layers["measured"]``.
 
     Parameters
     ----------
     image
         The slide; the path kept in the section where None.
+    average_symmetries
+        Mean of the predictions for the eight flips and turns of a patch, at eight times the cost.
+    average_within_um
+        Side of the square that a prediction stands for: spots closer than that are averaged, so that each becomes the
+        mean of all predictions whose square covers it. None: every spot keeps its own.
+    workers
+        Processes that read patches ahead; 0 reads in this one.
+    out
+        File to write the result to. Predictions are kept beside it as they are made, and a call that was stopped goes
+        on from there.
 
     Raises
     ------
     InputError
-        No image, one that cannot be read, or spots that lie outside it.
+        No image, one that cannot be read, or spots that lie outside it; a disk that is full.
     """
     facts = section.uns["hifusion"]
     if image is None and not facts["image"]:
         raise InputError(f"section {facts['section']} names no image; give one with --image")
-    slide = Slide(image or Path(facts["image"]))
-    refuse_outside(section, slide)
-    shrink = region_shrink(section, run.recipe.region_mpp)
-    centres, size, side = section.obsm["spatial"], run.recipe.batch_size, run.recipe.model.region_px
+    path = Path(image or facts["image"])
+    refuse_outside(section, Slide(path))
+    centres, batch_size = section.obsm["spatial"], run.recipe.batch_size
+    shrink = patch_shrink(run, section)
 
-    def regions() -> Iterator[Tensor]:
-        for start in range(0, len(centres), size):
-            cut = [slide.read_patch(x, y, side, shrink)[0] for x, y in centres[start : start + size]]
-            yield torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
+    def rows_from(first: int) -> Iterator[np.ndarray]:
+        """Expression and novelty of the spots from ``first`` on, batches of float32 ``(B, G + 1)``."""
+        side, novelty, done = run.recipe.model.region_px, run.novelty, first
+        regions = slide_regions(
+            path, centres[first:], region_px=side, shrink=shrink, batch_size=batch_size, workers=workers
+        )
+        precision = run.facts["precision"]
+        for outputs in forward_regions(
+            run.network(best_device()), regions, precision=precision, average_symmetries=average_symmetries
+        ):
+            unlike = novelty.of(outputs.embedding) if novelty else np.full(len(outputs.expression), np.nan)
+            done += len(unlike)
+            if progress:
+                progress(f"predict {facts['section']}", done, len(centres))
+            yield np.column_stack([outputs.expression, unlike]).astype(np.float32)
 
-    expression = _predict(run, regions(), facts["section"], len(centres), progress)
-    predicted = as_section(run.id, run, section, expression)
-    predicted.uns["hifusion"]["image"] = str(
-        slide.path.resolve()
-    )  # the one that was read, which may have been given here
+    def finished(rows: np.ndarray) -> AnnData:
+        expression = rows[:, :-1]
+        if average_within_um is not None:
+            expression = average_overlaps(expression, centres, average_within_um / facts["mpp"])
+        predicted = as_section(run.id, run, section, expression)
+        predicted.obs["novelty"] = rows[:, -1]
+        predicted.uns["hifusion"]["image"] = str(path.resolve())  # the one that was read, which may have been given
+        return predicted
+
+    if out is None:
+        return finished(np.concatenate(list(rows_from(0))))
+    stat = path.stat()
+    of = [run.id, str(path.resolve()), stat.st_size, stat.st_mtime_ns, shrink, average_symmetries]
+    key = files.digest(json.dumps(of).encode(), np.ascontiguousarray(centres).data)
+    columns = len(run.panel.genes) + 1
+    with files.growing(out, key, 4 * columns, batch_size) as (file, done):
+        for rows in rows_from(done):
+            file.write(rows.tobytes())
+        file.seek(0)
+        predicted = finished(np.frombuffer(file.read(), dtype=np.float32).reshape(-1, columns))
+        write_section(predicted, out)
     return predicted
+
+
+def patch_shrink(run: Run, section: AnnData) -> float:
+    """Slide pixels per region pixel that show a section at the scale the run was trained at.
+
+    A run of native pixels (the paper's) is kept to the um/px of its training sections, unless the two are the same to
+    5 %: its network has seen no other scale.
+    """
+    trained_at = run.recipe.region_mpp or run.facts.get("spots", {}).get("mpp")
+    shrink = region_shrink(section, trained_at)
+    return 1.0 if run.recipe.region_mpp is None and abs(shrink - 1) <= SAME_SCALE else shrink
+
+
+def average_overlaps(expression: np.ndarray, centres_px: np.ndarray, side_px: float) -> np.ndarray:
+    """Mean at each position over the predictions whose square covers it, float32 ``(N, G)``.
+
+    Parameters
+    ----------
+    expression
+        One prediction for each position, ``(N, G)``.
+    centres_px
+        Middles of their squares, ``(N, 2)``.
+    side_px
+        Side of a square.
+    """
+    half = side_px / 2 * (1 + 1e-9)  # a square covers its own edge, whatever rounding says
+    pairs = KDTree(centres_px).query_pairs(half, p=np.inf, output_type="ndarray")
+    near = sp.coo_matrix((np.ones(len(pairs), dtype=np.float32), pairs.T), shape=(len(centres_px),) * 2).tocsr()
+    near = near + near.T + sp.identity(len(centres_px), dtype=np.float32, format="csr")
+    return np.asarray(near @ expression / np.diff(near.indptr)[:, None], dtype=np.float32)
 
 
 def as_section(name: str, run: Run, section: AnnData, expression: np.ndarray) -> AnnData:
@@ -76,15 +166,3 @@ def as_section(name: str, run: Run, section: AnnData, expression: np.ndarray) ->
         counts = panel_counts(section, panel.genes)
         predicted.layers["measured"] = normalisation(unit).of(counts, total_counts(section))
     return predicted
-
-
-def _predict(run: Run, regions: Iterator[Tensor], name: str, spots: int, progress: Progress | None) -> np.ndarray:
-    done = 0
-
-    def report(batch: int) -> None:
-        nonlocal done
-        done += batch
-        if progress:
-            progress(f"predict {name}", done, spots)
-
-    return predict_regions(run.network(best_device()), regions, precision=run.facts["precision"], on_batch=report)

@@ -6,22 +6,24 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from hifusion import checkpoint, data, files
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.inference import best_device, predict_regions, resolve_precision
+from hifusion.inference import best_device, forward_regions, predict_regions, resolve_precision
+from hifusion.metrics import lattice_weights
 from hifusion.models import MODELS
+from hifusion.novelty import fit_novelty
 from hifusion.recipes import Recipe, from_dict
 from hifusion.store import Store
 
@@ -187,15 +189,20 @@ def fit(
         checkpoint.save_tensors(out / "last.safetensors", state, {"log": json.dumps(log)})
 
     best = _selected(recipe, log)
+    selected, _ = checkpoint.load_tensors(out / "weights.safetensors")
+    network.load_state_dict({name: tensor for name, tensor in selected.items() if name != "train_mean"})
+    _save_novelty(out, network, list(zip(train, train_rows, strict=True)), held_out, recipe.batch_size, precision)
     facts |= {"state": "complete", "best_epoch": best["epoch"], "validation_mse": best["validation_mse"]}
     files.write_json(out / "run.json", facts)
     (out / "last.safetensors").unlink()
     return Run.open(out)
 
 
-def _spot_facts(views: Sequence[SectionView]) -> dict[str, float]:
+def _spot_facts(views: Sequence[SectionView]) -> dict[str, Any]:
     """Scale and spots of the training sections (medians): what a slide that was never measured is to be seen at."""
+    neighbours = [np.median(np.diff(lattice_weights(view.centres_px, view.pitch_px).indptr)) for view in views]
     return {
+        "lattice": "hexagonal" if np.median(neighbours) > 4 else "square",
         "mpp": float(np.median([view.mpp for view in views])),
         "pitch_um": float(np.median([view.pitch_px * view.mpp for view in views])),
         "spot_diameter_um": float(np.median([view.spot_diameter_um for view in views])),
@@ -280,10 +287,32 @@ def _mse(
 ) -> float:
     errors = []
     for view, rows in held_out:
-        chunks = np.array_split(rows, math.ceil(len(rows) / batch_size))
-        predicted = predict_regions(network, (data.read_regions(view, chunk) for chunk in chunks), precision=precision)
+        predicted = predict_regions(network, _regions(view, rows, batch_size), precision=precision)
         errors.append((predicted - view.expression[rows]).ravel())
     return float(np.mean(np.square(np.concatenate(errors), dtype=np.float64)))
+
+
+def _regions(view: SectionView, rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+    for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
+        yield data.read_regions(view, chunk)
+
+
+def _save_novelty(
+    out: Path,
+    network: nn.Module,
+    training: Sequence[tuple[SectionView, np.ndarray]],
+    held_out: Sequence[tuple[SectionView, np.ndarray]],
+    batch_size: int,
+    precision: str,
+) -> None:
+    def embeddings(spots: Sequence[tuple[SectionView, np.ndarray]]) -> np.ndarray:
+        regions = (region for view, rows in spots for region in _regions(view, rows, batch_size))
+        outputs = forward_regions(network, regions, precision=precision)
+        return np.concatenate([batch.embedding for batch in outputs])
+
+    fitted = fit_novelty(embeddings(training), embeddings(held_out))
+    tensors = {"mean": torch.from_numpy(fitted.mean), "factor": torch.from_numpy(fitted.factor)}
+    checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
 
 
 def _open_folder(out: Path, facts: dict[str, Any], panel: GenePanel, resume: bool) -> bool:
