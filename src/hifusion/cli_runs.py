@@ -1,0 +1,164 @@
+"""Commands that train, score, predict and draw. Imports stay inside commands: --help is instant."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hifusion.console import Json, Recipe, Sections, Set, Source, listed, progress_bar, show
+from hifusion.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Patch store.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder.")],
+    recipe: Recipe = "quick",
+    source: Source = None,
+    overrides: Set = None,
+    sections: Sections = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Sections to select the epoch on. Default: blocks of spots.")
+    ] = None,
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train HiFusion on a store and leave a self-contained run folder.
+
+    Example: `hifusion train store -o run --recipe quick --sections C2 --set epochs=10`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        run = api.train(
+            data,
+            out,
+            recipe=recipe,
+            source=source,
+            overrides=overrides or (),
+            sections=listed(sections),
+            validation=listed(validation) or (),
+            seed=seed,
+            resume=resume,
+            progress=report,
+        )
+    show(api.info(run.root), as_json)
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Patch store; or a raw data folder, for models that see counts only.")],
+    protocol: Annotated[
+        str, typer.Option(help="patient_folds, first_section, leave_one_section_out or leave_one_patient_out.")
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="hifusion, ridge, kernel_ridge, train_mean, own_mean, depth, shuffled. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for metrics, report, predictions and runs.")
+    ] = None,
+    recipe: Recipe = "quick",
+    source: Source = None,
+    overrides: Set = None,
+    panel: Annotated[
+        str | None, typer.Option(help="top_mean, highly_variable, moran, paper, or a gene list file.")
+    ] = None,
+    sections: Sections = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the networks, separated by commas.")] = "0",
+    nulls: Annotated[bool, typer.Option(help="Score the nulls and simple rivals too.")] = True,
+    shuffled: Annotated[
+        bool, typer.Option(help="Train the shuffled null too (as long as one seed of the network).")
+    ] = True,
+    leak_check: Annotated[bool, typer.Option(help="Refuse folds that leak.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Score models by a protocol, with every null beside them.
+
+    Example: `hifusion evaluate --data her2st --protocol patient_folds --model train_mean --panel paper --json`
+    """
+    from hifusion import api, reporting
+
+    try:
+        numbers = [int(seed) for seed in listed(seeds) or ()]
+    except ValueError as error:
+        raise InputError(f"--seeds {seeds!r} is not a list of whole numbers; write for example 0,1,2") from error
+    models = model or ["hifusion"]
+    with progress_bar() as report:
+        result = api.evaluate(
+            data,
+            out,
+            protocol=protocol,
+            models=models,
+            recipe=recipe,
+            source=source,
+            overrides=overrides or (),
+            panel=panel,
+            sections=listed(sections),
+            seeds=numbers,
+            with_nulls=nulls,
+            with_shuffled=shuffled,
+            leak_check=leak_check,
+            progress=report,
+        )
+    if as_json:
+        # The scores of the first model asked for stand at the top, so that a script need not dig for them.
+        typer.echo(json.dumps({"model": models[0], **result["models"][models[0]], **result}, indent=2))
+    else:
+        typer.echo(reporting.table(result, reporting.BRIEF))
+        if out:
+            typer.echo(f"\n{out}/report.md")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    section: Annotated[Path, typer.Argument(help="Section with spot positions, .h5ad.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Predicted section, .h5ad.")],
+    image: Annotated[Path | None, typer.Option(help="The slide, where the section does not name it.")] = None,
+) -> None:
+    """Predict the expression of a section's spots from its slide.
+
+    Example: `hifusion predict run store/sections/C3.h5ad -o C3_predicted.h5ad`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        predicted = api.predict(run, section, out, image=image, progress=report)
+    typer.echo(
+        f"{out}: {predicted.n_obs} spots x {predicted.n_vars} genes, {predicted.uns['hifusion']['normalisation']}"
+    )
+
+
+@app.command()
+def plot(
+    source: Annotated[list[Path], typer.Argument(help="Evaluation folder, or predicted sections (.h5ad).")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture: .png, .svg or .pdf.")],
+    genes: Annotated[
+        str | None, typer.Option(help="Default: ERBB2, KRT19, CD74, TMSB10, where they are in the panel.")
+    ] = None,
+    sections: Sections = None,
+    models: Annotated[
+        str | None, typer.Option(help="Labels such as ridge,hifusion-seed0. Default: all but oracles.")
+    ] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="Without the H&E behind the spots.")] = False,
+) -> None:
+    """Draw gene maps: measured, then each model's prediction with its MAE and correlation.
+
+    Example: `hifusion plot evaluation -o maps.png --genes ERBB2,CD74 --sections C3`
+    """
+    from hifusion import plots
+
+    path = plots.plot_genes(
+        source[0] if len(source) == 1 else source,
+        out,
+        genes=listed(genes),
+        sections=listed(sections),
+        models=listed(models),
+        over_image=not bare,
+    )
+    typer.echo(str(path))
