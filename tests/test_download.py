@@ -493,6 +493,13 @@ def test_the_receipt_says_licence_citation_and_digests(zenodo, tmp_path):
     assert said["files"]["meta.zip"]["digest"] == f"md5:{hashlib.md5(served).hexdigest()}"
 
 
+def test_a_missing_extra_is_named_before_anything_is_asked_for(zenodo, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyzipper", None)
+    with refused("pip install 'hifusion[download]'"):
+        download("her2st", tmp_path / "h", host=zenodo.address)
+    assert not any(served.asked for served in zenodo.paths.values())
+
+
 def test_a_complete_data_set_asks_the_network_for_nothing(zenodo, tmp_path):
     out = download("her2st", tmp_path / "h", host=zenodo.address)
     before = contents(out)

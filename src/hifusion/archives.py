@@ -33,10 +33,7 @@ def extract(archive: Path, out: Path, place: Callable[[str], str | None], passwo
         No ``pyzipper``, a damaged archive, a wrong password, nothing to take out, or an archive that is out for harm:
         paths that lead elsewhere, links, two members for one file, more than :data:`MOST_BYTES`.
     """
-    try:
-        import pyzipper  # type: ignore
-    except ImportError as error:
-        raise InputError(f"{archive}: encrypted archives need pyzipper; pip install 'hifusion[download]'") from error
+    pyzipper = require_pyzipper()
     # What pyzipper lets through from a damaged archive, by trying thousands of them; RuntimeError is a wrong password.
     damaged = (
         *(pyzipper.BadZipFile, zlib.error, struct.error, EOFError, OSError),
@@ -62,6 +59,15 @@ def extract(archive: Path, out: Path, place: Callable[[str], str | None], passwo
                 sizes[path] = _write(read, out / path, left, archive)
             left -= sizes[path]
         return sizes
+
+
+def require_pyzipper() -> Any:
+    """The module that reads AES-encrypted zips, or one line that says how to install it."""
+    try:
+        import pyzipper  # type: ignore
+    except ImportError as error:
+        raise InputError("encrypted archives need pyzipper; pip install 'hifusion[download]'") from error
+    return pyzipper
 
 
 def _refuse_harmful(archive: Path, member: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hifusion import files
-from hifusion.archives import extract
+from hifusion.archives import extract, require_pyzipper
 from hifusion.errors import InputError
 from hifusion.transfer import RemoteFile, fetch, fetch_json
 
@@ -86,8 +86,8 @@ def _mendeley_files(listing: Any) -> list[RemoteFile]:
     ]
 
 
-# The passwords stand in the README of github.com/almaan/her2st (commit 85df7411, "Data access"). It says 7z: the files
-# are zips that 7-Zip encrypted with AES.
+# The passwords stand in the README of github.com/almaan/her2st (commit 85df7411, "Data access"). It says 7z, which
+# is the program: what public code opens are zips encrypted with AES (WinZip's method 99).
 _DATA, _META = "zNLXkYk3Q9znUseS", "yUx44SzG6NdB32gY"
 
 DATASETS: dict[str, Dataset] = {
@@ -156,6 +156,8 @@ def download(name: str, out: Path, *, host: str | None = None, progress: Progres
     done = _read_receipt(out, dataset)
     if done.get("complete") and done["files"] and all(_is_there(out, entry) for entry in done["files"].values()):
         return out
+    if dataset.archives:
+        require_pyzipper()  # before the long wait
     source = (host or dataset.host) + dataset.listing
     listed = _listed(dataset, source)
     total = sum(file.size for file in listed)
