@@ -112,9 +112,13 @@ def build_section(
 def _spatial_entry(
     spot_diameter_px: float, thumbnail: np.ndarray | None, full_size_px: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """What scanpy and squidpy look for; without a picture they draw the spots alone."""
+    """What scanpy and squidpy look for.
+
+    Without a picture they draw the spots alone, where told that there is none: ``scanpy.pl.spatial(..., img_key=None)``
+    and ``squidpy.pl.spatial_scatter(..., img=False)``, which wants a scale all the same.
+    """
     images: dict[str, np.ndarray] = {}
-    scalefactors = {"spot_diameter_fullres": float(spot_diameter_px)}
+    scalefactors = {"spot_diameter_fullres": float(spot_diameter_px), "tissue_hires_scalef": 1.0}
     if thumbnail is not None and full_size_px is not None:
         images["hires"] = thumbnail
         scalefactors["tissue_hires_scalef"] = thumbnail.shape[1] / full_size_px[0]
