@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hifusion import files
-from hifusion.errors import InputError
-from hifusion.plots import check_out, oracles, plain, rank, save
+from hifusion.errors import InputError, plain
+from hifusion.plots import check_out, oracles, rank, save
 
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 

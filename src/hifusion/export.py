@@ -1,6 +1,5 @@
 """A section, measured or predicted, written in what other tools open."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from anndata import AnnData
 
-from hifusion.errors import InputError
+from hifusion.errors import InputError, refuse_unknown
 from hifusion.export_raster import write_ome_tiff
 from hifusion.export_spatialdata import write_spatialdata
 from hifusion.export_spots import write_csv, write_geojson, write_parquet
@@ -61,7 +60,7 @@ def export(section_path: Path, out: Path, *, to: str | None = None, genes: Seque
     section = read_section(section_path)
     if genes is not None:
         genes = list(dict.fromkeys(genes))
-        _refuse_unknown(genes, section.var_names.to_list(), section_path)
+        refuse_unknown("gene", genes, section.var_names, str(section_path))
     elif chosen.most_genes is not None and section.n_vars > chosen.most_genes:
         genes = most_variable(section, chosen.most_genes)
     chosen.write(section if genes is None else section[:, genes].copy(), out)
@@ -90,12 +89,3 @@ def _format_of(out: Path, to: str | None) -> str:
             return name
     suffixes = ", ".join(suffix for form in FORMATS.values() for suffix in form.suffixes)
     raise InputError(f"{out}: no format goes by this name; end it in {suffixes}, or say `--to`")
-
-
-def _refuse_unknown(wanted: Sequence[str], known: Sequence[str], where: Path) -> None:
-    upper = {gene.upper(): gene for gene in reversed(known)}
-    for gene in wanted:
-        if gene not in known:
-            near = difflib.get_close_matches(gene.upper(), upper, n=4, cutoff=0.0)
-            nearest = ", ".join(repr(upper[match]) for match in near) or "none"
-            raise InputError(f"gene {gene!r} is not in {where}; the nearest of {len(known)}: {nearest}")

@@ -35,9 +35,9 @@ def write_spatialdata(section: AnnData, out: Path) -> None:
         ``spatialdata`` is not installed, or ``out`` is something that this function did not write.
     """
     try:
-        import spatialdata as sd  # type: ignore[import-untyped]
-        from spatialdata.models import Image2DModel, ShapesModel, TableModel  # type: ignore[import-untyped]
-        from spatialdata.transformations import Identity, Scale  # type: ignore[import-untyped]
+        import spatialdata as sd
+        from spatialdata.models import Image2DModel, ShapesModel, TableModel
+        from spatialdata.transformations import Identity, Scale
     except ImportError as error:
         raise InputError(
             f"{out}: a SpatialData store needs spatialdata; pip install 'hifusion[spatialdata]'"

@@ -3,9 +3,8 @@
 Names of genes, sections and models are shown as plain text, never read as markup and never used as paths.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from hifusion import files, metrics
-from hifusion.errors import InputError
+from hifusion.errors import InputError, plain, refuse_unknown
 from hifusion.section import read_section
 
 MARKERS = ("ERBB2", "KRT19", "CD74", "TMSB10")  # the genes of the paper's maps
@@ -161,7 +160,7 @@ def map_gene(
         The section lacks the gene, or ``values`` do not fit its spots.
     """
     if values is None:
-        _refuse_unknown("gene", [gene], section.var_names, f"section {plain(section.uns['hifusion']['section'])}")
+        refuse_unknown("gene", [gene], section.var_names, f"section {plain(section.uns['hifusion']['section'])}")
         values = _column(section, gene)
     values = np.asarray(values, dtype=np.float64).ravel()
     if values.shape != (section.n_obs,):
@@ -292,7 +291,7 @@ def _read(source: Path | Sequence[Path], sections: Names, models: Names) -> dict
         raise InputError(f"{where}: nothing to draw; give an evaluation folder, or .h5ad files of `hifusion predict`")
     labels = _choose_models(sorted({label for _, label in found}, key=rank), models, folder)
     names = sorted({name for name, label in found if label in labels}, key=_natural)
-    _refuse_unknown("section", sections or (), names, where)
+    refuse_unknown("section", sections or (), names, where)
     blocks = {}
     for name in dict.fromkeys(sections) if sections else names[:2]:
         maps = [_Map(label, read_section(found[name, label])) for label in labels if (name, label) in found]
@@ -318,7 +317,7 @@ def _by_run(paths: Sequence[Path]) -> dict[tuple[str, str], Path]:
 def _choose_models(labels: Sequence[str], models: Names, folder: Path | None) -> list[str]:
     """The labels to draw: those asked for by label or by name, else the first seed of each that is no oracle."""
     if models:
-        _refuse_unknown("model", models, [*labels, *map(_base, labels)], str(folder or "the files"))
+        refuse_unknown("model", models, [*labels, *map(_base, labels)], str(folder or "the files"))
         return [label for label in labels if label in models or _base(label) in models]
     hidden = oracles(folder) if folder else set()
     first = {_base(label): label for label in reversed(labels)}
@@ -332,7 +331,7 @@ def _choose_genes(blocks: dict[str, list[_Map]], genes: Names) -> list[str]:
         if len(units) > 1:
             raise InputError(f"section {plain(name)}: units {', '.join(map(plain, units))} differ; draw one at a time")
         for its in maps:
-            _refuse_unknown("gene", genes or (), its.section.var_names, f"the panel of section {plain(name)}")
+            refuse_unknown("gene", genes or (), its.section.var_names, f"the panel of section {plain(name)}")
     panels = [its.section.var_names for maps in blocks.values() for its in maps]
     common = [gene for gene in panels[0] if all(gene in panel for panel in panels)]
     if not common:
@@ -345,16 +344,6 @@ def oracles(folder: Path) -> set[str]:
     result = files.read_json(folder / "metrics.json")
     models = result.get("models", {}) if isinstance(result, dict) else {}
     return {name for name, scores in models.items() if scores.get("oracle")}
-
-
-def _refuse_unknown(what: str, wanted: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(dict.fromkeys(known))
-    for name in wanted:
-        if name not in known:
-            upper = {one.upper(): one for one in reversed(known)}
-            near = difflib.get_close_matches(str(name).upper(), upper, n=4, cutoff=0.0)
-            nearest = ", ".join(plain(upper[match]) for match in near)
-            raise InputError(f"{what} {name!r} is not in {where}; the nearest of {len(known)}: {nearest}")
 
 
 def _base(label: str) -> str:
@@ -371,12 +360,6 @@ def rank(label: str) -> tuple[Any, ...]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key with numbers by size: C2 before C10."""
     return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
-
-
-def plain(text: Any, most: int = 60) -> str:
-    """A name from a file on one line: what cannot be printed becomes "?", what is too long is cut."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in str(text))
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def check_out(out: Path, dpi: int) -> None:
