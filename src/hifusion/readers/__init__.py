@@ -12,9 +12,28 @@ from pathlib import Path
 from types import ModuleType
 
 from hifusion.errors import InputError
-from hifusion.readers import her2st
+from hifusion.readers import (
+    anndata_file,
+    her2st,
+    hest,
+    spatialdata_store,
+    st_tables,
+    stnet,
+    visium,
+    visium_hd,
+)
 
-READERS: dict[str, ModuleType] = {"her2st": her2st}
+# The most telling layout first: a folder of single files is tried last.
+READERS: dict[str, ModuleType] = {
+    "visium_hd": visium_hd,
+    "visium": visium,
+    "hest": hest,
+    "her2st": her2st,
+    "stnet": stnet,
+    "st_tables": st_tables,
+    "spatialdata": spatialdata_store,
+    "anndata": anndata_file,
+}
 
 
 def find_reader(root: Path, layout: str | None = None) -> ModuleType:
