@@ -119,11 +119,12 @@ def _read_section(part: _Part, name: str, options: ReadOptions) -> AnnData:
     try:
         stored = spatialdata.read_zarr(part.store)
         table, shapes = stored.tables[part.table], stored.shapes[part.region]
+        annotated.refuse_damaged(table)
         _, region_key, instance_key = get_table_keys(table)
         table = table[(table.obs[region_key].astype(str) == part.region).to_numpy()]
         instances = table.obs[instance_key]
         shapes = shapes.loc[instances]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except annotated.UNREADABLE as error:
         raise InputError(
             f"{part.store}: table {part.table} and shapes {part.region} cannot be read together ({one_line(error)}); "
             "both are needed, with one shape for each row"

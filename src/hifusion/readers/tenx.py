@@ -90,7 +90,7 @@ def _read_h5(path: Path) -> Matrix:
             else:
                 parts = _datasets(group, _LEGACY, path)
                 parts |= {"id": parts["genes"], "name": parts["gene_names"]}
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as HDF5 ({one_line(error)}); get it anew") from error
     shape = [int(size) for size in np.ravel(parts["shape"])]
     if parts["data"].dtype.kind not in "iuf" or len(shape) != 2:
