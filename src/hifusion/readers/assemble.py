@@ -31,6 +31,8 @@ class Picture(NamedTuple):
 
 def chosen(known: Sequence[str], sections: Sequence[str] | None, root: Path) -> list[str]:
     """The wanted sections, all that are known where None; an unknown one is named in one line."""
+    if not known:
+        raise InputError(f"{root}: holds no section of this layout; give the folder that holds its files")
     unknown = [name for name in sections or () if name not in known]
     if unknown:
         raise InputError(f"{root}: has no section {', '.join(unknown)}; it has {', '.join(known)}")
