@@ -5,7 +5,7 @@ import io
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -28,8 +28,7 @@ PROBES = "raw_probe_bc_matrix.h5"
 GENE_EXPRESSION = "Gene Expression"  # the others are antibodies, guides, custom features
 _GZIP = b"\x1f\x8b"
 _LEGACY = ("barcodes", "data", "indices", "indptr", "shape", "genes", "gene_names")
-_MATRIX = ("barcodes", "data", "indices", "indptr", "shape")
-_FEATURES = ("id", "name", "feature_type")
+_MATRIX = (*_LEGACY[:5], "features/id", "features/name", "features/feature_type")
 
 
 class Matrix(NamedTuple):
@@ -84,24 +83,21 @@ def _read_h5(path: Path) -> Matrix:
     try:
         with h5py.File(path, "r") as file:
             group = file["matrix"] if "matrix" in file else _only_genome(file, path)
-            if "features" in group or group.name == "/matrix":
-                parts = _datasets(group, _MATRIX, path)
-                parts |= _datasets(group.get("features", {}), _FEATURES, path, "features/")
-            else:
-                parts = _datasets(group, _LEGACY, path)
-                parts |= {"id": parts["genes"], "name": parts["gene_names"]}
+            legacy = "features" not in group and group.name != "/matrix"
+            parts = _datasets(group, _LEGACY if legacy else _MATRIX, path)
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as HDF5 ({one_line(error)}); get it anew") from error
     shape = [int(size) for size in np.ravel(parts["shape"])]
     if parts["data"].dtype.kind not in "iuf" or len(shape) != 2:
         raise InputError(f"{path}: holds no table of counts (data of type {parts['data'].dtype}, shape {shape})")
+    ids, names = (parts[name] for name in (("genes", "gene_names") if legacy else ("features/id", "features/name")))
     return _checked(
         (parts["data"], parts["indices"], parts["indptr"]),
         (shape[1], shape[0]),
         barcodes=_texts(parts["barcodes"]),
-        names=_texts(parts["name"]),
-        ids=_texts(parts["id"]),
-        kinds=_texts(parts["feature_type"]) if "feature_type" in parts else None,
+        names=_texts(names),
+        ids=_texts(ids),
+        kinds=None if legacy else _texts(parts["features/feature_type"]),
         path=path,
     )
 
@@ -118,8 +114,8 @@ def _only_genome(file: h5py.File, path: Path) -> h5py.Group:
     return file[genomes[0]]
 
 
-def _datasets(group: Any, names: tuple[str, ...], path: Path, prefix: str = "") -> dict[str, np.ndarray]:
-    missing = [f"{prefix}{name}" for name in names if not isinstance(group.get(name), h5py.Dataset)]
+def _datasets(group: h5py.Group, names: tuple[str, ...], path: Path) -> dict[str, np.ndarray]:
+    missing = [name for name in names if not isinstance(group.get(name), h5py.Dataset)]
     if missing:
         raise InputError(f"{path}: not a complete 10x matrix, lacks {', '.join(missing)}; get it anew")
     return {name: np.asarray(group[name][()]) for name in names}
