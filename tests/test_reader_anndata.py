@@ -98,6 +98,8 @@ def test_what_was_found_instead_of_counts_is_named(write):
     words = ["layers['counts'] has fractional values", "raw.X has negative values", "X has NaN or infinite values"]
     with refused("S.h5ad", "no raw counts", *words):
         _read(write(log))
+    with refused("X has non-numeric values"):
+        _read(write(lambda data: setattr(data, "X", data.X.toarray() > 1)))
     with refused("X is not there"):
         _read(write(lambda data: anndata.AnnData(obs=data.obs, var=data.var, obsm=data.obsm)))
 
@@ -139,6 +141,26 @@ def test_spot_diameter_of_visium_stands_for_65_um(write):
         data.obs_names = [f"spot{i}" for i in range(data.n_obs)]
 
     assert _read(write(plain)).uns["hifusion"]["mpp"] == pytest.approx(2.5)
+
+
+def test_single_cell_barcodes_alone_are_not_visium(write):
+    def cells(data):
+        _visium(data)
+        data.obs = data.obs[["in_tissue"]]
+
+    path = write(cells)
+    with refused("--mpp"):
+        _read(path)
+    assert _read(path, mpp=0.5).uns["hifusion"]["pitch_um"] == pytest.approx(20.0)  # 40 px, not 100 um
+
+
+def test_bins_of_visium_hd_are_known_by_their_names(write):
+    def bins(data):
+        data.obs_names = [f"s_008um_{i:05d}_00000-1" for i in range(data.n_obs)]
+        data.uns.clear()
+
+    facts = _read(write(bins)).uns["hifusion"]
+    assert (facts["mpp"], facts["pitch_um"]) == (pytest.approx(8 / 40), pytest.approx(8.0))
 
 
 def test_spots_outside_the_tissue_are_left_out(write):
@@ -184,6 +206,8 @@ def test_a_picture_in_the_file_is_kept(write):
 
 def test_a_section_of_hifusion_comes_back_as_it_was(tmp_path):
     section = lattice_section({"A": np.arange(12), "B": np.ones(12, int)}, "C2")
+    section.uns["hifusion"]["z"] = 120.0
+    section.obs["in_tissue"] = np.arange(12) > 2
     write_section(section, tmp_path / "C2.h5ad")
     back = _read(tmp_path / "C2.h5ad")
     assert back.uns["hifusion"] == section.uns["hifusion"]

@@ -219,7 +219,7 @@ def test_positions_in_pixels_of_the_small_picture_are_refused(outs):
     path = outs / "spatial/tissue_positions_list.csv"
     lines = [line.split(",") for line in path.read_text().splitlines()]
     write_csv(path, [[*line[:4], *(str(float(pixel) / 3) for pixel in line[4:])] for line in lines])
-    with refused(str(path), "7.5000 um per pixel", "2.5000", "65 um", "one run"):
+    with refused(str(path), "7.5000 um per pixel", "is 195 um, not 65", "one run"):
         _read(outs)
 
 

@@ -197,7 +197,7 @@ def _darkness(section, half_px):
     [("MOB1", 0.70, "1", 100), ("MOB2", 0.67, "1", 120), ("MOB3", 0.50, "2", 130), ("MOB4", 0.58, "2", 140)],
 )
 def test_mob_spots_are_dark_where_counts_are_many(name, published, patient, depth, data_root):
-    """Rank correlation as the README gives it, well above that of swapped axes; patients, depths, symbols and images."""
+    """Rank correlation as the README gives it, well above that of swapped axes; patients, depths, symbols, images."""
     section = next(iter(READERS["st_tables"].read(data_root / "mob_stutility", [name])))
     counts = total_counts(section)
     found = scipy.stats.spearmanr(_darkness(section, 6), counts).statistic

@@ -64,7 +64,7 @@ def _own_section(data: AnnData, name: str, path: Path, options: ReadOptions) -> 
         raise InputError(f"{path}: is a prediction by {facts['run']} and holds no counts; give a measured section")
     counts, genes = annotated.raw_counts(data, path) if data.n_vars else (None, data.var)
     symbols, ids = annotated.gene_names(genes)
-    return assemble(
+    section = assemble(
         counts,
         name=name,
         options=options,
@@ -79,9 +79,12 @@ def _own_section(data: AnnData, name: str, path: Path, options: ReadOptions) -> 
         spot_diameter_um=facts["spot_diameter_um"],
         pitch_um=facts["pitch_um"],
         patient=facts["patient"],
+        in_tissue=data.obs["in_tissue"].to_numpy(),
         image=Path(facts["image"]) if facts["image"] else None,
         picture=annotated.picture(annotated.library(data, path)),
     )
+    section.uns["hifusion"] |= {key: value for key, value in facts.items() if key not in section.uns["hifusion"]}
+    return section
 
 
 def _any_section(data: AnnData, name: str, path: Path, options: ReadOptions) -> AnnData:

@@ -29,6 +29,8 @@ ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")
 SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "symbol")
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d+")
 _VISIUM_BARCODE = re.compile(r"[ACGT]{16}-\d+")
+_BIN = re.compile(r"s_(\d+)um_\d+_\d+-\d+")  # Visium HD names bins by their side
+NO_NUMBERS = "non-numeric"
 # What anndata, h5py, zarr and their decoders raise on a damaged or foreign file.
 UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, IORegistryError)
 _UNKNOWN_SPOT = VISIUM_SPOT_UM / VISIUM_PITCH_UM  # of a pitch, where nothing tells how large spots are
@@ -66,8 +68,8 @@ def refuse_damaged(data: AnnData) -> None:
 
 def flaw(values: np.ndarray) -> str:
     """What keeps values from being raw counts, in one word; "" where nothing does."""
-    if values.dtype.kind not in "iufb":
-        return "not numbers"
+    if values.dtype.kind not in "iuf":
+        return NO_NUMBERS
     for wrong, what in (
         (~np.isfinite(values), "NaN or infinite"),
         (values < 0, "negative"),
@@ -96,8 +98,9 @@ def raw_counts(data: AnnData, source: Path) -> tuple[sp.csr_matrix, pd.DataFrame
         if values is None:
             found[place] = "not there"
             continue
-        stored = sp.csr_matrix(values)
-        found[place] = flaw(stored.data)
+        numbers = values.dtype.kind in "iuf"  # sparse matrices take nothing else
+        stored = sp.csr_matrix(values if numbers else values.shape)
+        found[place] = flaw(stored.data) if numbers else NO_NUMBERS
         if not found[place]:
             return stored, genes
     listed = ", ".join(
@@ -184,7 +187,8 @@ def scale_of(
     Parameters
     ----------
     obs, centres
-        Of the spots; Visium is known by its barcodes or by Space Ranger's name in ``entry['metadata']``.
+        Of the spots. Visium is known by Space Ranger's name in ``entry['metadata']``, or by its barcodes where array
+        positions or a spot diameter stand beside them; Visium HD by the names of its bins.
     entry
         Of ``uns['spatial']``.
     spot_diameter_px
@@ -198,15 +202,16 @@ def scale_of(
     factors, metadata = entry.get("scalefactors", {}), entry.get("metadata", {})
     diameter_px = factors.get("spot_diameter_fullres", spot_diameter_px)
     mpp = told_mpp or factors.get("microns_per_pixel") or metadata.get("microns_per_pixel")
-    visium = "spaceranger" in str(metadata.get("software_version", "")) or (
-        len(obs) > 0 and all(map(_VISIUM_BARCODE.match, obs.index.astype(str)[:50]))
-    )
-    if visium:
-        if not mpp and {"array_row", "array_col"} <= set(obs):
-            row, column = array_positions(obs, centres, 1.0)
-            mpp = visium_mpp(row, column, centres, source)
-        if not mpp and diameter_px:
-            mpp = VISIUM_FULLRES_UM / float(diameter_px)
+    names, has_array = obs.index.astype(str)[:50], {"array_row", "array_col"} <= set(obs)
+    bins = [found for found in map(_BIN.fullmatch, names) if found]
+    visium = "spaceranger" in str(metadata.get("software_version", "")) and not bins
+    visium |= (has_array or diameter_px is not None) and all(map(_VISIUM_BARCODE.fullmatch, names))
+    if not mpp and bins:
+        mpp = float(bins[0][1]) / pitch_px(centres, source)
+    if not mpp and visium and has_array:
+        mpp = visium_mpp(*array_positions(obs, centres, 1.0), centres, source)
+    if not mpp and visium and diameter_px:
+        mpp = VISIUM_FULLRES_UM / float(diameter_px)
     if not mpp:
         raise InputError(f"{source}: nothing in it says how many um a pixel is; give it with --mpp, for example 0.5")
     if visium:

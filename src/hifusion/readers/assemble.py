@@ -91,6 +91,7 @@ def assemble(
     genes: Sequence[str] = (),
     gene_ids: Sequence[str] | None = None,
     patient: str | None = None,
+    in_tissue: np.ndarray | None = None,
     image: Path | None = None,
     picture: Picture | None = None,
 ) -> AnnData:
@@ -130,6 +131,7 @@ def assemble(
         array_col=array_col,
         genes=genes,
         gene_ids=gene_ids,
+        in_tissue=in_tissue,
         image=image,
         thumbnail=picture.pixels if picture else None,
         full_size_px=picture.full_size_px if picture else None,

@@ -13,7 +13,7 @@ from hifusion import files
 from hifusion.errors import InputError
 from hifusion.readers import tenx
 from hifusion.readers.assemble import Picture, as_picture
-from hifusion.readers.lattice import VISIUM_FULLRES_UM
+from hifusion.readers.lattice import VISIUM_FULLRES_UM, VISIUM_SPOT_UM
 from hifusion.readers.tables import LEAST_MATCH, one_line
 from hifusion.slide import Slide
 
@@ -24,8 +24,10 @@ SCALEFACTORS = "scalefactors_json.json"
 # Picture and the key of its scale; hires is 2000 px (6000 for HD), lowres 600 px.
 PICTURES = (("tissue_hires_image.png", "tissue_hires_scalef"), ("tissue_lowres_image.png", "tissue_lowres_scalef"))
 FACTORS = ("spot_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef", "microns_per_pixel", "bin_size_um")
-# Where a fit of the array and spot_diameter_fullres say different scales, positions and factors are of two images.
-SCALE_TOLERANCE = 0.1
+SCALE_TOLERANCE = 0.1  # between the scale of the array and that of the file
+# What spot_diameter_fullres may be by the array's pitch: 65 um as Space Ranger writes it, or the spot's own 55 um, and
+# 10 % more or less. Otherwise positions and factors are of two images.
+SPOT_UM = (0.9 * VISIUM_SPOT_UM, 1.1 * VISIUM_FULLRES_UM)
 
 
 def sample_folders(root: Path, holds: Callable[[Path], bool]) -> dict[str, Path]:
@@ -151,22 +153,24 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read as Parquet ({one_line(error)}); get it anew") from error
 
 
-def in_tissue(matrix: tenx.Matrix, positions: pd.DataFrame, counts_file: Path, spotfile: Path) -> list[bool]:
-    """Which barcodes of the matrix are spots under tissue.
+def under_tissue(
+    matrix: tenx.Matrix, positions: pd.DataFrame, counts_file: Path, spotfile: Path
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Rows of the matrix that are spots under tissue, and the positions of these.
 
     The table of positions lists the whole array, so nearly every barcode must be there; and nearly every barcode of a
     filtered matrix must be under tissue, or the two are of different sections: all arrays share their barcodes.
     Positions without counts are left out.
     """
-    row = positions.index.get_indexer(pd.Index(matrix.barcodes, dtype=object))
-    tissue = (row >= 0) & positions["in_tissue"].to_numpy()[row]
-    enough = LEAST_MATCH * len(row)
-    if (row >= 0).sum() < enough or not tissue.any() or ("filtered" in counts_file.name and tissue.sum() < enough):
+    at = positions.index.get_indexer(pd.Index(matrix.barcodes, dtype=object))
+    tissue = (at >= 0) & positions["in_tissue"].to_numpy()[at]
+    enough = LEAST_MATCH * len(at)
+    if (at >= 0).sum() < enough or not tissue.any() or ("filtered" in counts_file.name and tissue.sum() < enough):
         raise InputError(
-            f"{counts_file}: of {len(row)} barcodes {int((row >= 0).sum())} are in {spotfile.name}, "
+            f"{counts_file}: of {len(at)} barcodes {int((at >= 0).sum())} are in {spotfile.name}, "
             f"{int(tissue.sum())} of them under tissue; give the two files of one run"
         )
-    return [bool(under) for under in tissue]
+    return np.flatnonzero(tissue), positions.iloc[at[tissue]]
 
 
 def read_scalefactors(folder: Path) -> dict[str, float]:
@@ -200,9 +204,8 @@ def read_picture(folder: Path, scalefactors: dict[str, float]) -> Picture | None
 def refuse_other_scale(mpp: float, scalefactors: dict[str, float], spotfile: Path) -> None:
     """Refuse positions in other pixels than the scale factors are for, such as those of the hires picture."""
     diameter = scalefactors.get("spot_diameter_fullres")
-    if diameter is not None and abs(mpp * diameter / VISIUM_FULLRES_UM - 1) > SCALE_TOLERANCE:
+    if diameter is not None and not SPOT_UM[0] < mpp * diameter < SPOT_UM[1]:
         raise InputError(
-            f"{spotfile}: the array's pitch says {mpp:.4f} um per pixel, {SCALEFACTORS} "
-            f"{VISIUM_FULLRES_UM / diameter:.4f} (spot_diameter_fullres={diameter:.2f} is {VISIUM_FULLRES_UM:.0f} um); "
-            "give the two files of one run"
+            f"{spotfile}: by the array's pitch ({mpp:.4f} um per pixel) spot_diameter_fullres={diameter:.2f} of "
+            f"{SCALEFACTORS} is {mpp * diameter:.0f} um, not {VISIUM_FULLRES_UM:.0f}; give the two files of one run"
         )

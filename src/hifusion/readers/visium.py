@@ -77,15 +77,13 @@ def _read_section(folder: Path, name: str, options: ReadOptions) -> AnnData:
     matrix = tenx.read_matrix(counts_file)
     positions = spaceranger.read_positions(spotfile)
     mpp = options.mpp or _mpp(positions, factors, spotfile)
-    tissue = spaceranger.in_tissue(matrix, positions, counts_file, spotfile)
-    spots = [barcode for barcode, under in zip(matrix.barcodes, tissue, strict=True) if under]
-    positions = positions.loc[spots]
+    rows, positions = spaceranger.under_tissue(matrix, positions, counts_file, spotfile)
     return assemble(
-        matrix.counts[tissue],
+        matrix.counts[rows],
         name=name,
         options=options,
         source=counts_file,
-        spots=spots,
+        spots=positions.index.tolist(),
         genes=matrix.genes,
         gene_ids=matrix.gene_ids,
         centres_px=positions[["x", "y"]].to_numpy(),

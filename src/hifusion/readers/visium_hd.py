@@ -106,11 +106,10 @@ def _read_section(root: Path, name: str, options: ReadOptions) -> AnnData:
             f"{spotfile}: bins lie {side * by_file / by_array:.2f} um apart by microns_per_pixel={by_file:.4f}, in a "
             f"folder of {side} um bins; give the files of one run"
         )
-    tissue = spaceranger.in_tissue(matrix, positions, counts_file, spotfile)
-    positions = positions.loc[[barcode for barcode, under in zip(matrix.barcodes, tissue, strict=True) if under]]
+    rows, positions = spaceranger.under_tissue(matrix, positions, counts_file, spotfile)
     factor = round(bin_um) // side
     binned = sum_bins(
-        matrix.counts[tissue].astype(np.int64),
+        matrix.counts[rows].astype(np.int64),
         positions["array_row"].to_numpy(),
         positions["array_col"].to_numpy(),
         factor,
