@@ -10,19 +10,9 @@ import pytest
 import scipy.sparse as sp
 
 from fabricate import lattice_section, refused
-from fabricate_layouts import (
-    IDS,
-    SIZE_PX,
-    UNIQUE,
-    VISIUM_MPP,
-    barcode,
-    grid_anndata,
-    grid_centres,
-    visium_array,
-    write_hest,
-    write_slide,
-    write_spatialdata,
-)
+from fabricate_layouts import grid_anndata, write_hest, write_spatialdata
+from fabricate_tenx import VISIUM_MPP, visium_array
+from fabricate_truth import IDS, SIZE_PX, UNIQUE, barcode, grid_centres, write_slide
 from hifusion.readers import anndata_file, find_reader, hest, spatialdata_store
 from hifusion.readers.options import ReadOptions
 from hifusion.section import predicted_section, write_section
@@ -338,6 +328,8 @@ def test_positions_are_scaled_up_to_a_larger_scan_of_the_stored_image(store, tmp
     section = next(iter(spatialdata_store.read(root, ["store_a"], ReadOptions(images={"store_a": slide}))))
     np.testing.assert_allclose(section.obsm["spatial"], 4 * truths["store_a"].centres, atol=0.01)
     assert section.uns["hifusion"]["mpp"] == pytest.approx(VISIUM_MPP / 4, rel=1e-4)
+    told = ReadOptions(images={"store_a": slide}, mpp=0.5)
+    assert next(iter(spatialdata_store.read(root, ["store_a"], told))).uns["hifusion"]["mpp"] == 0.5
     other = write_slide(tmp_path / "other.png", (4 * SIZE_PX[0], 3 * SIZE_PX[1]))
     with refused("other.png", "of other proportions"):
         next(iter(spatialdata_store.read(root, ["store_a"], ReadOptions(images={"store_a": other}))))

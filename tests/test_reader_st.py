@@ -6,22 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fabricate import edit_table, refused
-from fabricate_layouts import (
-    IDS,
-    STAGGERED_MPP,
-    UNIQUE,
-    count_rows,
-    counts_like,
-    grid,
-    grid_centres,
-    grid_spots,
-    spot_rows,
-    write_slide,
-    write_st_tables,
-    write_stnet,
-    write_table,
-)
+from fabricate import edit_table, refused, write_table
+from fabricate_layouts import STAGGERED_MPP, count_rows, grid_spots, spot_rows, write_st_tables, write_stnet
+from fabricate_truth import IDS, UNIQUE, counts_like, grid, grid_centres, write_slide
 from hifusion.readers import find_reader, st_tables, stnet
 from hifusion.readers.options import ReadOptions
 from hifusion.readers.tables import read_symbols

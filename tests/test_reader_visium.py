@@ -11,12 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabricate import refused
-from fabricate_layouts import (
-    IDS,
+from fabricate_tenx import (
     NOT_UNDER_TISSUE,
     POSITION_COLUMNS,
-    SIZE_PX,
-    UNIQUE,
     VISIUM_MPP,
     position_lines,
     visium_array,
@@ -24,9 +21,9 @@ from fabricate_layouts import (
     write_h5,
     write_legacy_h5,
     write_mtx,
-    write_slide,
     write_visium,
 )
+from fabricate_truth import IDS, SIZE_PX, UNIQUE, write_slide
 from hifusion.errors import InputError
 from hifusion.readers import find_reader, spaceranger, tenx, visium
 from hifusion.readers.assemble import as_picture

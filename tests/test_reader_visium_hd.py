@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabricate import refused
-from fabricate_layouts import HD_MPP, UNIQUE, hd_centres, write_visium_hd
+from fabricate_tenx import HD_MPP, hd_centres, write_visium_hd
+from fabricate_truth import UNIQUE
 from hifusion.readers import find_reader, visium, visium_hd
 from hifusion.readers.options import ReadOptions
 from hifusion.readers.visium_hd import sum_bins

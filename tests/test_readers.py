@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fabricate import refused
-from fabricate_layouts import LAYOUTS, SIZE_PX, write_slide
+from fabricate_layouts import LAYOUTS
+from fabricate_truth import SIZE_PX, write_slide
 from hifusion.errors import InputError
 from hifusion.readers import READERS, find_reader
 from hifusion.readers.options import ReadOptions

@@ -6,6 +6,9 @@
     Its sections, sorted.
 ``read(root, sections, options) -> Iterator[AnnData]``
     Sections one by one (all where ``sections`` is None); what the files do not say is taken from ``options``.
+
+Beside the readers stand what several of them share: ``assemble`` (the last steps of all), ``tables`` (Spatial
+Transcriptomics), ``tenx`` and ``spaceranger`` (10x Genomics), ``annotated`` (AnnData), ``lattice`` (arrays and scales).
 """
 
 from pathlib import Path

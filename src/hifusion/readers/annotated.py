@@ -148,6 +148,20 @@ def array_positions(obs: pd.DataFrame, centres: np.ndarray, step_px: float) -> t
     return row, column
 
 
+def positive(value: Any) -> float | None:
+    """A number above 0, or None where a file holds anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < np.inf else None
+
+
+def _part(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = entry.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
 def library(data: AnnData, source: Path) -> Mapping[str, Any]:
     """The one entry of ``uns['spatial']``, empty where there is none; several sections in a file are refused."""
     entries = data.uns.get("spatial", {})
@@ -163,14 +177,19 @@ def library(data: AnnData, source: Path) -> Mapping[str, Any]:
 
 def picture(entry: Mapping[str, Any]) -> Picture | None:
     """The picture of an entry of ``uns['spatial']`` that has a scale, or None."""
-    images, factors = entry.get("images", {}), entry.get("scalefactors", {})
+    images, factors = _part(entry, "images"), _part(entry, "scalefactors")
     for key in PICTURES:
-        scale = factors.get(f"tissue_{key}_scalef")
-        if key in images and scale is not None and np.isfinite(scale) and scale > 0:
+        scale = positive(factors.get(f"tissue_{key}_scalef"))
+        if key in images and scale:
             pixels = np.asarray(images[key])
-            if pixels.ndim in (2, 3) and pixels.size:
-                return as_picture(pixels, float(scale))
+            if pixels.ndim in (2, 3) and pixels.size and pixels.dtype.kind in "iuf":
+                return as_picture(pixels, scale)
     return None
+
+
+def spot_diameter_px(entry: Mapping[str, Any]) -> float | None:
+    """``spot_diameter_fullres`` of an entry of ``uns['spatial']``, or None."""
+    return positive(_part(entry, "scalefactors").get("spot_diameter_fullres"))
 
 
 def scale_of(
@@ -180,7 +199,7 @@ def scale_of(
     *,
     told_mpp: float | None,
     entry: Mapping[str, Any],
-    spot_diameter_px: float | None = None,
+    drawn_diameter_px: float | None = None,
 ) -> Scale:
     """The scale that is told, else what the file says of it, else what a known array says.
 
@@ -191,17 +210,17 @@ def scale_of(
         positions or a spot diameter stand beside them; Visium HD by the names of its bins.
     entry
         Of ``uns['spatial']``.
-    spot_diameter_px
-        Of the spots as drawn, where known otherwise than by ``entry``.
+    drawn_diameter_px
+        Of the spots as shapes, where ``entry`` does not tell it.
 
     Raises
     ------
     InputError
         Nothing tells the scale.
     """
-    factors, metadata = entry.get("scalefactors", {}), entry.get("metadata", {})
-    diameter_px = factors.get("spot_diameter_fullres", spot_diameter_px)
-    mpp = told_mpp or factors.get("microns_per_pixel") or metadata.get("microns_per_pixel")
+    factors, metadata = _part(entry, "scalefactors"), _part(entry, "metadata")
+    diameter_px = spot_diameter_px(entry) or drawn_diameter_px
+    mpp = told_mpp or positive(factors.get("microns_per_pixel")) or positive(metadata.get("microns_per_pixel"))
     names, has_array = obs.index.astype(str)[:50], {"array_row", "array_col"} <= set(obs)
     bins = [found for found in map(_BIN.fullmatch, names) if found]
     visium = "spaceranger" in str(metadata.get("software_version", "")) and not bins
@@ -211,11 +230,11 @@ def scale_of(
     if not mpp and visium and has_array:
         mpp = visium_mpp(*array_positions(obs, centres, 1.0), centres, source)
     if not mpp and visium and diameter_px:
-        mpp = VISIUM_FULLRES_UM / float(diameter_px)
+        mpp = VISIUM_FULLRES_UM / diameter_px
     if not mpp:
         raise InputError(f"{source}: nothing in it says how many um a pixel is; give it with --mpp, for example 0.5")
     if visium:
-        return Scale(float(mpp), VISIUM_SPOT_UM, VISIUM_PITCH_UM)
-    pitch_um = pitch_px(centres, source) * float(mpp)
-    diameter_um = float(diameter_px) * float(mpp) if diameter_px else _UNKNOWN_SPOT * pitch_um
-    return Scale(float(mpp), diameter_um, pitch_um)
+        return Scale(mpp, VISIUM_SPOT_UM, VISIUM_PITCH_UM)
+    pitch_um = pitch_px(centres, source) * mpp
+    diameter_um = diameter_px * mpp if diameter_px else _UNKNOWN_SPOT * pitch_um
+    return Scale(mpp, diameter_um, pitch_um)

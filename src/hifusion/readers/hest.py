@@ -11,8 +11,7 @@ wherever it disagrees.
 Citation: Jaume et al., NeurIPS 2024, arXiv 2406.16192. Licences are those of the single data sets.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,12 @@ def _read_section(root: Path, name: str, options: ReadOptions) -> AnnData:
     counts, genes = annotated.raw_counts(data, path)
     symbols, ids = annotated.gene_names(genes)
     entry = annotated.library(data, path)
-    mpp = options.mpp or _mpp(facts, entry.get("scalefactors", {}), path)
+    mpp = options.mpp or _mpp(facts, entry, path)
     step_px = pitch_px(centres, path)
-    pitch_um, diameter_um = _number(facts, "inter_spot_dist"), _number(facts, "spot_diameter")
+    pitch_um, diameter_um = (
+        annotated.positive(facts.get("inter_spot_dist")),
+        annotated.positive(facts.get("spot_diameter")),
+    )
     if pitch_um is None or diameter_um is None or abs(step_px * mpp / pitch_um - 1) > PITCH_TOLERANCE:
         pitch_um = diameter_um = step_px * mpp  # pooled into squares
     row, column = annotated.array_positions(obs, centres, step_px)
@@ -114,20 +116,12 @@ def _metadata(root: Path, name: str) -> dict[str, Any]:
     return {}
 
 
-def _number(facts: dict[str, Any], key: str) -> float | None:
-    """A positive number, or None where the metadata leave it out."""
-    try:
-        value = float(facts.get(key) or math.nan)
-    except (TypeError, ValueError):
-        return None
-    return value if 0 < value < math.inf else None
-
-
-def _mpp(facts: dict[str, Any], factors: Any, path: Path) -> float:
-    told = _number(facts, "pixel_size_um_estimated") or _number(facts, "pixel_size_um_embedded")
-    if told:
-        return told
-    diameter_um, diameter_px = _number(facts, "spot_diameter"), _number(dict(factors), "spot_diameter_fullres")
+def _mpp(facts: dict[str, Any], entry: Mapping[str, Any], path: Path) -> float:
+    for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
+        if told := annotated.positive(facts.get(key)):
+            return told
+    diameter_um = annotated.positive(facts.get("spot_diameter"))
+    diameter_px = annotated.spot_diameter_px(entry)
     if diameter_um and diameter_px:
         return diameter_um / diameter_px
     raise InputError(

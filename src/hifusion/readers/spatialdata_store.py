@@ -94,7 +94,7 @@ def read(root: Path, sections: Sequence[str] | None = None, options: ReadOptions
     sections
         Names to read; all of them where None.
     options
-        ``images``, ``patients`` and ``mpp`` stand before what the store says; ``mpp`` is that of the image's pixels.
+        ``images``, ``patients`` and ``mpp`` stand before what the store says.
 
     Raises
     ------
@@ -135,18 +135,21 @@ def _read_section(part: _Part, name: str, options: ReadOptions) -> AnnData:
     table, shapes = table[tissue], shapes[tissue]
     counts, genes = annotated.raw_counts(table, part.store)
     symbols, ids = annotated.gene_names(genes)
-    frame = _image_frame(stored, part)
+    try:
+        frame = _image_frame(stored, part)
+    except annotated.UNREADABLE as error:
+        raise InputError(f"{part.store}: its images cannot be read ({one_line(error)}); get it anew") from error
     centres = _affine(np.column_stack([shapes.geometry.centroid.x, shapes.geometry.centroid.y]), frame.to_pixels)
     diameter_px = float(_diameters(shapes).mean() * np.sqrt(abs(np.linalg.det(frame.to_pixels[:2, :2]))))
+    larger = _larger(options.images.get(name), frame.picture, part.store)
     scale = annotated.scale_of(
         table.obs,
         centres,
         part.store,
-        told_mpp=options.mpp,
+        told_mpp=options.mpp * larger if options.mpp else None,  # told of the slide's pixels
         entry={},
-        spot_diameter_px=diameter_px,
+        drawn_diameter_px=diameter_px,
     )
-    larger = _larger(options.images.get(name), frame.picture, part.store)
     picture = frame.picture
     if picture is not None:
         width, height = picture.full_size_px
