@@ -6,15 +6,37 @@
     Its sections, sorted.
 ``read(root, sections, options) -> Iterator[AnnData]``
     Sections one by one (all where ``sections`` is None); what the files do not say is taken from ``options``.
+
+Beside the readers stand what several of them share: ``assemble`` (the last steps of all), ``tables`` (Spatial
+Transcriptomics), ``tenx`` and ``spaceranger`` (10x Genomics), ``annotated`` (AnnData), ``lattice`` (arrays and scales).
 """
 
 from pathlib import Path
 from types import ModuleType
 
 from hifusion.errors import InputError
-from hifusion.readers import her2st
+from hifusion.readers import (
+    anndata_file,
+    her2st,
+    hest,
+    spatialdata_store,
+    st_tables,
+    stnet,
+    visium,
+    visium_hd,
+)
 
-READERS: dict[str, ModuleType] = {"her2st": her2st}
+# The most telling layout first: a folder of single files is tried last.
+READERS: dict[str, ModuleType] = {
+    "visium_hd": visium_hd,
+    "visium": visium,
+    "hest": hest,
+    "her2st": her2st,
+    "stnet": stnet,
+    "st_tables": st_tables,
+    "spatialdata": spatialdata_store,
+    "anndata": anndata_file,
+}
 
 
 def find_reader(root: Path, layout: str | None = None) -> ModuleType:
