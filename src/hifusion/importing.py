@@ -1,16 +1,14 @@
 """Raw data in any layout of ``hifusion.readers``, written as one ``.h5ad`` for each section."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hifusion.errors import InputError
 from hifusion.readers import find_reader
 from hifusion.readers.options import NOTHING_TOLD, ReadOptions
-from hifusion.section import read_section, write_section
+from hifusion.section import read_section, refuse_unsafe_name, write_section
 
 Progress = Callable[[str, int, int], None]  # (section, sections done, sections in all)
-_UNSAFE = re.compile(r"[/\\\x00-\x1f]")  # a name is a file's name: never a path
 
 
 def import_sections(
@@ -57,7 +55,9 @@ def import_sections(
         if unknown:
             raise InputError(f"{source}: {what} name {', '.join(unknown)}, but its sections are {', '.join(known)}")
     wanted = list(known if sections is None else sections)
-    paths = {name: _path_of(out, name) for name in wanted}
+    for name in wanted:
+        refuse_unsafe_name(name, str(source))
+    paths = {name: out / f"{name}.h5ad" for name in wanted}
     for path in paths.values():
         _refuse_foreign(path, source)
     written = []
@@ -68,12 +68,6 @@ def import_sections(
         if progress:
             progress(path.stem, len(written), len(wanted))
     return written
-
-
-def _path_of(out: Path, name: str) -> Path:
-    if not name.strip(". ") or _UNSAFE.search(name) or name.startswith("."):
-        raise InputError(f"section {name!r} cannot be a file name; rename it in the source, without / or a leading dot")
-    return out / f"{name}.h5ad"
 
 
 def _refuse_foreign(path: Path, source: Path) -> None:

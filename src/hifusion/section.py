@@ -1,6 +1,7 @@
 """The AnnData contract of one tissue section: build, validate, read, write."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata._io.specs.registry import IORegistryError  # the one error of anndata that is of no builtin kind
 
 from hifusion import files
 from hifusion.errors import InputError
@@ -20,6 +22,9 @@ from hifusion.expression import sparse_log1p_cpm
 
 OBS_COLUMNS = ("section", "patient", "in_tissue", "array_row", "array_col")
 FACTS = ("section", "patient", "mpp", "spot_diameter_um", "pitch_um", "normalisation", "panel_digest", "run", "image")
+# What anndata, h5py, zarr and their decoders raise on a damaged or foreign file.
+UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, IORegistryError)
+_UNSAFE = re.compile(r"[/\\\x00-\x1f]")
 HIRES_PX = 1000  # longest side of the picture kept inside a section, enough for scanpy's and squidpy's maps
 
 
@@ -67,6 +72,7 @@ def build_section(
     InputError
         Duplicate spots or genes, counts that are NaN, negative or fractional, or positions that are not finite.
     """
+    refuse_unsafe_name(name, source)
     _refuse_duplicates(spots, "spots", source)
     _refuse_duplicates(genes, "genes", source)
     layers = {}
@@ -107,6 +113,12 @@ def build_section(
     section.uns["spatial"] = {name: _spatial_entry(spot_diameter_um / mpp, thumbnail, full_size_px)}
     validate_section(section, source)
     return section
+
+
+def refuse_unsafe_name(name: str, source: str) -> None:
+    """Refuse the name of a section that could not be the name of a file: it becomes one, and never a path."""
+    if not name.strip(". ") or name.startswith(".") or _UNSAFE.search(name):
+        raise InputError(f"{source}: section {name!r} cannot be a file name; rename it, without / or a leading dot")
 
 
 def _spatial_entry(
@@ -188,6 +200,28 @@ def write_section(section: AnnData, path: Path) -> None:
     files.write_bytes(path, buffer.getbuffer())
 
 
+def read_h5ad(path: Path) -> AnnData:
+    """Any ``.h5ad``; one that this anndata cannot read is refused in one line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        data = anndata.read_h5ad(path)
+        refuse_damaged(data)
+    except UNREADABLE as error:
+        raise InputError(
+            f"{path}: cannot be read as .h5ad by anndata {version('anndata')} ({' '.join(str(error).split())[:200]}); give an intact "
+            "file, or write an old one anew with the anndata that made it"
+        ) from error
+    return data
+
+
+def refuse_damaged(data: AnnData) -> None:
+    """Raise ValueError where a sparse matrix points outside itself: to compute with one would kill the process."""
+    for values in (data.X, None if data.raw is None else data.raw.X, *data.layers.values()):
+        if isinstance(values, sp.csr_matrix | sp.csc_matrix | sp.csr_array | sp.csc_array):
+            values.check_format(full_check=True)
+
+
 def read_section(path: Path) -> AnnData:
     """Read a section that :func:`write_section` wrote, and check it.
 
@@ -196,14 +230,7 @@ def read_section(path: Path) -> AnnData:
     InputError
         The file is missing, is no ``.h5ad``, or does not keep the contract.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        section = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]  # the libraries write many lines
-        raise InputError(f"{path}: cannot be read as .h5ad ({reason}); give an intact file") from error
+    section = read_h5ad(Path(path))
     validate_section(section, str(path))
     return section
 

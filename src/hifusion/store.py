@@ -114,8 +114,12 @@ def _read_manifest(root: Path) -> dict[str, Any]:
 
 def _source_digest(section: AnnData) -> str:
     """Digest of everything the stored files are made from, so that a change of the input is noticed."""
-    counts = section.layers["counts"]
-    arrays = (counts.data, counts.indices, counts.indptr, section.obsm["spatial"])
+    counts = section.layers.get("counts")
+    arrays = (
+        [section.obsm["spatial"]]
+        if counts is None
+        else [counts.data, counts.indices, counts.indptr, section.obsm["spatial"]]
+    )
     facts = {key: section.uns["hifusion"][key] for key in ("section", "patient", "mpp", "pitch_um", "spot_diameter_um")}
     return files.digest(
         json.dumps([facts, list(section.obs_names), list(section.var_names)]).encode(),

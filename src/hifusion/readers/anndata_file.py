@@ -14,7 +14,7 @@ from hifusion.errors import InputError
 from hifusion.readers import annotated
 from hifusion.readers.assemble import assemble, chosen
 from hifusion.readers.options import NOTHING_TOLD, ReadOptions
-from hifusion.section import validate_section
+from hifusion.section import read_h5ad, validate_section
 
 SUFFIX = ".h5ad"
 
@@ -53,7 +53,7 @@ def read(root: Path, sections: Sequence[str] | None = None, options: ReadOptions
     """
     files = _files(root)
     for name in chosen(sorted(files), sections, root):
-        data = annotated.read_h5ad(files[name])
+        data = read_h5ad(files[name])
         yield (_own_section if "hifusion" in data.uns else _any_section)(data, name, files[name], options)
 
 

@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from anndata._io.specs.registry import IORegistryError  # the one error of anndata that is of no builtin kind
 
 from hifusion.errors import InputError
 from hifusion.readers.assemble import Picture, as_picture, unique_symbols
@@ -22,7 +19,6 @@ from hifusion.readers.lattice import (
     pitch_px,
     visium_mpp,
 )
-from hifusion.readers.tables import one_line
 
 PICTURES = ("hires", "downscaled_fullres", "lowres")
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")
@@ -31,8 +27,6 @@ _ENSEMBL = re.compile(r"ENS[A-Z]*G\d+")
 _VISIUM_BARCODE = re.compile(r"[ACGT]{16}-\d+")
 _BIN = re.compile(r"s_(\d+)um_\d+_\d+-\d+")  # Visium HD names bins by their side
 NO_NUMBERS = "non-numeric"
-# What anndata, h5py, zarr and their decoders raise on a damaged or foreign file.
-UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, IORegistryError)
 _UNKNOWN_SPOT = VISIUM_SPOT_UM / VISIUM_PITCH_UM  # of a pitch, where nothing tells how large spots are
 
 
@@ -42,28 +36,6 @@ class Scale(NamedTuple):
     mpp: float
     spot_diameter_um: float
     pitch_um: float
-
-
-def read_h5ad(path: Path) -> AnnData:
-    """Any ``.h5ad``; one that this anndata cannot read is refused in one line."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        data = anndata.read_h5ad(path)
-        refuse_damaged(data)
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path}: cannot be read as .h5ad by anndata {version('anndata')} ({one_line(error)}); give an intact "
-            "file, or write an old one anew with the anndata that made it"
-        ) from error
-    return data
-
-
-def refuse_damaged(data: AnnData) -> None:
-    """Raise ValueError where a sparse matrix points outside itself: to compute with one would kill the process."""
-    for values in (data.X, None if data.raw is None else data.raw.X, *data.layers.values()):
-        if isinstance(values, sp.csr_matrix | sp.csc_matrix | sp.csr_array | sp.csc_array):
-            values.check_format(full_check=True)
 
 
 def flaw(values: np.ndarray) -> str:

@@ -24,6 +24,7 @@ from hifusion.readers.assemble import assemble, chosen
 from hifusion.readers.lattice import pitch_px
 from hifusion.readers.options import NOTHING_TOLD, ReadOptions
 from hifusion.readers.tables import only_image, read_table
+from hifusion.section import read_h5ad
 
 SECTIONS = Path("st")
 SLIDES = Path("wsis")
@@ -64,7 +65,7 @@ def read(root: Path, sections: Sequence[str] | None = None, options: ReadOptions
 
 def _read_section(root: Path, name: str, options: ReadOptions) -> AnnData:
     path = root / SECTIONS / f"{name}.h5ad"
-    data, facts = annotated.read_h5ad(path), _metadata(root, name)
+    data, facts = read_h5ad(path), _metadata(root, name)
     centres, tissue = annotated.centres_px(data, path), annotated.under_tissue(data.obs)
     if not tissue.any():
         raise InputError(f"{path}: none of {data.n_obs} spots is under tissue; at least one must have in_tissue 1")

@@ -19,7 +19,7 @@ from hifusion.readers import annotated
 from hifusion.readers.assemble import SIZE_TOLERANCE, Picture, as_picture, assemble, chosen
 from hifusion.readers.options import NOTHING_TOLD, ReadOptions
 from hifusion.readers.tables import one_line
-from hifusion.section import HIRES_PX
+from hifusion.section import HIRES_PX, UNREADABLE, refuse_damaged
 from hifusion.slide import Slide
 
 _MARKS = ("zarr.json", ".zgroup", ".zattrs")
@@ -110,8 +110,8 @@ def read(root: Path, sections: Sequence[str] | None = None, options: ReadOptions
 
 def _read_section(part: _Part, name: str, options: ReadOptions) -> AnnData:
     try:
-        import spatialdata  # type: ignore[import-untyped]
-        from spatialdata.models import get_table_keys  # type: ignore[import-untyped]
+        import spatialdata
+        from spatialdata.models import get_table_keys
     except ImportError as error:
         raise InputError(
             f"{part.store}: SpatialData needs an extra; run `pip install 'hifusion[spatialdata]'`"
@@ -119,12 +119,12 @@ def _read_section(part: _Part, name: str, options: ReadOptions) -> AnnData:
     try:
         stored = spatialdata.read_zarr(part.store)
         table, shapes = stored.tables[part.table], stored.shapes[part.region]
-        annotated.refuse_damaged(table)
+        refuse_damaged(table)
         _, region_key, instance_key = get_table_keys(table)
         table = table[(table.obs[region_key].astype(str) == part.region).to_numpy()]
         instances = table.obs[instance_key]
         shapes = shapes.loc[instances]
-    except annotated.UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{part.store}: table {part.table} and shapes {part.region} cannot be read together ({one_line(error)}); "
             "both are needed, with one shape for each row"
@@ -137,7 +137,7 @@ def _read_section(part: _Part, name: str, options: ReadOptions) -> AnnData:
     symbols, ids = annotated.gene_names(genes)
     try:
         frame = _image_frame(stored, part)
-    except annotated.UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(f"{part.store}: its images cannot be read ({one_line(error)}); get it anew") from error
     centres = _affine(np.column_stack([shapes.geometry.centroid.x, shapes.geometry.centroid.y]), frame.to_pixels)
     diameter_px = float(_diameters(shapes).mean() * np.sqrt(abs(np.linalg.det(frame.to_pixels[:2, :2]))))
@@ -183,7 +183,7 @@ class _Frame(NamedTuple):
 
 def _image_frame(stored: Any, part: _Part) -> _Frame:
     """Pixels of the largest image in a coordinate system of the shapes; the shapes' own system where there is none."""
-    from spatialdata.transformations import get_transformation  # type: ignore[import-untyped]
+    from spatialdata.transformations import get_transformation
 
     axes = ("x", "y")
     of_shapes = get_transformation(stored.shapes[part.region], get_all=True)
