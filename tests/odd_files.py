@@ -150,6 +150,7 @@ def refused_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "promising.png": (_png_of(32000, 32000), "it states 32000 x 32000 px and holds"),
         "promising.jpg": (_jpeg_of(32000, 32000), "it states 32000 x 32000 px and holds"),
         "vast.tif": (raw_tiff({256: 2**31, 257: 2**31}), DAMAGED),
+        "long.tif": (raw_tiff({256: 1, 257: 2**30, 278: 2**30}), "it states 1 x 1073741824 px"),
         "vast-strip.tif": (raw_tiff({256: 2**15, 257: 2**17, 278: 2**17, 259: 5}), "more than 256 MB"),
         "many-tiles.tif": (_one_tile(1, bytes(99), side=2**31), "it names 1"),
         "vast-tile.tif": (_one_tile(8, bytes(99), side=2**20, tile=2**20), "more than 256 MB"),

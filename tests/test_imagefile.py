@@ -124,7 +124,7 @@ def test_the_largest_picture_is_the_slide_and_others_are_named(tmp_path):
         tiff.write(PIXELS, photometric="rgb", metadata=None)
         tiff.write(PIXELS[:26, :37], photometric="rgb", metadata=None)  # half the size, but not called reduced
     image = open_image(tmp_path / "a.tif")
-    assert image.levels[0].size_px == (WIDTH, HEIGHT)
+    assert [level.size_px for level in image.levels] == [(WIDTH, HEIGHT)]
     assert image.associated[0].endswith("(10 x 10 px)")
 
 

@@ -11,6 +11,7 @@ from hifusion.imagefile.plain_file import PlainFile
 from hifusion.imagefile.tiff_file import TiffFile
 
 _GENERIC = "generic-tiff"  # OpenSlide's word for any tiled TIFF: of those it misses SubIFDs, OME-XML and odd pixels
+MAX_SIDE_PX = 2**21  # half a metre of 0.25 um pixels
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -33,6 +34,13 @@ def open_image(path: Path) -> ImageFile:
         vendor = openslide.OpenSlide.detect_format(str(path))
     if not head:
         raise InputError(f"{path}: not a readable image (it is empty); give an intact slide, TIFF, JPEG or PNG")
+    image: ImageFile
     if vendor not in (None, _GENERIC):
-        return OpenSlideFile(path, vendor)
-    return TiffFile(path) if head in _TIFF_HEADS else PlainFile(path)
+        image = OpenSlideFile(path, vendor)
+    else:
+        image = TiffFile(path) if head in _TIFF_HEADS else PlainFile(path)
+    width, height = image.levels[0].size_px
+    if max(width, height) > MAX_SIDE_PX:
+        image.close()
+        raise InputError(f"{path}: not a readable image (it states {width} x {height} px); give an intact slide")
+    return image

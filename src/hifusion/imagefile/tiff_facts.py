@@ -12,6 +12,7 @@ from hifusion.imagefile.contract import (
     BILEVEL,
     DEEP,
     MAX_PIECE_BYTES,
+    Level,
     Scale,
     level_shrink,
     refusal,
@@ -25,7 +26,7 @@ _UNITS_UM |= dict.fromkeys(("µm", "μm", "um", "micron", "microns", "\\u00B5m")
 _TAG_UNITS_UM = {RESUNIT.INCH: 25400.0, RESUNIT.CENTIMETER: 10000.0, RESUNIT.MILLIMETER: 1000.0}
 _COMPRESSIONS = {
     *(COMPRESSION.NONE, COMPRESSION.LZW, COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS),
-    *(COMPRESSION.ZSTD, COMPRESSION.ZSTD_DEPRECATED, COMPRESSION.LZMA, COMPRESSION.WEBP, COMPRESSION.JPEG),
+    *(COMPRESSION.ZSTD, COMPRESSION.ZSTD_DEPRECATED, COMPRESSION.WEBP, COMPRESSION.JPEG),
     *(COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY, COMPRESSION.APERIO_JP2000_RGB),
 }
 _SAMPLES: dict[int, tuple[int, ...]] = {
@@ -59,19 +60,21 @@ def main_series(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     return series
 
 
-def pages_of_levels(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[tifffile.TiffPage]:
+def levels_of(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> list[tuple[tifffile.TiffPage, Level]]:
     """The page of a series and all that show the same at a whole fraction of its size, the largest first.
 
-    tifffile takes levels together that shrink by the same factor each; many slides go 1, 4, 16, 32.
+    Only SubIFDs and pages that are called reduced count. The levels of tifffile would not do: it takes what shrinks
+    by the same factor each, where many slides go 1, 4, 16, 32, and any page of such a size, be it a label.
     """
     full = _page(series)
-    levels = {page_size(full): full}
+    levels = {_size(full): (full, Level(_size(full)))}
     for other in (level for one in tiff.series for level in one.levels if len(level) == 1 and level[0] is not None):
         page = _page(other)
-        reduced = other in series.levels or ((page.is_reduced or page.is_subifd) and not page.is_mask)
+        reduced = (page.is_reduced or page.is_subifd) and not page.is_mask
         alike = (page.samplesperpixel, page.photometric) == (full.samplesperpixel, full.photometric)
-        if reduced and alike and level_shrink(page_size(full), page_size(page)):
-            levels.setdefault(page_size(page), page)
+        shrink = level_shrink(_size(full), _size(page))
+        if reduced and alike and shrink:
+            levels.setdefault(_size(page), (page, Level(_size(page), shrink)))
     return [levels[size] for size in sorted(levels, reverse=True)]
 
 
@@ -81,8 +84,7 @@ def _page(series: tifffile.TiffPageSeries) -> tifffile.TiffPage:
     return page if isinstance(page, tifffile.TiffPage) else page.aspage()
 
 
-def page_size(page: tifffile.TiffPage) -> tuple[int, int]:
-    """(width, height)."""
+def _size(page: tifffile.TiffPage) -> tuple[int, int]:
     return page.imagewidth, page.imagelength
 
 

@@ -13,14 +13,13 @@ import tifffile
 from PIL import Image
 
 from hifusion.errors import InputError
-from hifusion.imagefile.contract import BACKGROUND, ImageFile, Level, level_shrink, readable
+from hifusion.imagefile.contract import BACKGROUND, ImageFile, readable
 from hifusion.imagefile.lzw import decode_lzw
 from hifusion.imagefile.tiff_facts import (
     has_plain_rows,
+    levels_of,
     main_series,
     n_planes,
-    page_size,
-    pages_of_levels,
     piece_shape,
     refuse_pixels,
     scale_of,
@@ -63,13 +62,11 @@ class TiffFile(ImageFile):
             for other in self._tiff.series
             if other is not series and {"width", "height"} <= other.sizes.keys()
         )
-        self._pages = pages_of_levels(self._tiff, series)
+        levels = levels_of(self._tiff, series)
+        self._pages = [page for page, _ in levels]
+        self.levels = tuple(level for _, level in levels)
         for page in self._pages:
             refuse_pixels(self.path, self._tiff, page)
-        full = page_size(self._pages[0])
-        self.levels = tuple(
-            Level(page_size(page), level_shrink(full, page_size(page)) or (1.0, 1.0)) for page in self._pages
-        )
         self.scale = scale_of(self._tiff, self._pages[0])
         self._piece = lru_cache(max(_n_kept(page) for page in self._pages))(self._decoded)
 
