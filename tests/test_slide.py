@@ -1,4 +1,8 @@
-"""A patch is exactly the pixels around its centre, whatever file they come from."""
+"""A patch is exactly the pixels around its centre, whatever file and level they come from; a scale is never guessed."""
+
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fabricate import refused
-from hifusion import slide as slide_module
+from fabricate_slides import APERIO, shrunk, smooth_pixels, write_pyramid
 from hifusion.errors import InputError
+from hifusion.imagefile import plain_file
 from hifusion.slide import Slide, clipped_box
 
 WIDTH, HEIGHT = 40, 30
@@ -172,7 +177,7 @@ def test_damaged_images_are_read_or_refused_in_one_line(kind, keep, places, tmp_
 def test_an_image_too_large_to_decode_whole_is_refused_and_pillows_limit_stays(tmp_path, monkeypatch):
     _write(tmp_path / "large.png", PIXELS)
     limit = Image.MAX_IMAGE_PIXELS
-    monkeypatch.setattr(slide_module, "MAX_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(plain_file, "MAX_PIXELS", WIDTH * HEIGHT - 1)
     with refused("large.png", "40 x 30 px", "tiled pyramid TIFF"):
         Slide(tmp_path / "large.png")
     assert limit == Image.MAX_IMAGE_PIXELS
@@ -181,6 +186,187 @@ def test_an_image_too_large_to_decode_whole_is_refused_and_pillows_limit_stays(t
 def test_an_image_beyond_pillows_own_limit_opens(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert _write(tmp_path / "large.png", PIXELS).read_patch(5, 5, 4)[0].shape == (4, 4, 3)
+
+
+# What a pyramid gives: the same as one level, only sooner.
+
+BIG = smooth_pixels(903, 614)  # divides by neither 2 nor 4
+NOISE = np.random.default_rng(1).integers(0, 255, BIG.shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pyramids(tmp_path_factory):
+    """Levels 1, 2, 4, 8 of a smooth and of a noisy picture, as pages, as SubIFDs, and as an Aperio slide."""
+    root = tmp_path_factory.mktemp("pyramids")
+    kinds = {
+        "pages": {"subifds": False},
+        "subifds": {"subifds": True},
+        "aperio": {"description": APERIO.format(mpp=0.5), "compression": None},
+    }
+    return {
+        (kind, name): Slide(write_pyramid(root / f"{kind}-{name}.svs", pixels, levels=4, tile=64, **options))
+        for kind, options in kinds.items()
+        for name, pixels in (("smooth", BIG), ("noise", NOISE))
+    }
+
+
+def _plain_average(pixels, left, top, side, size_px):
+    """Area average of a square by hand, white outside: every pixel is cut into size_px equal parts each way."""
+    far = side + 1000
+    padded = np.pad(pixels, ((far, far), (far, far), (0, 0)), constant_values=255)
+    square = padded[top + far : top + far + side, left + far : left + far + side].astype(float)
+    rows = square.repeat(size_px, axis=0).reshape(size_px, side, side, 3).mean(axis=1)
+    return rows.repeat(size_px, axis=1).reshape(size_px, size_px, side, 3).mean(axis=2)
+
+
+@pytest.mark.parametrize("kind, reader", [("pages", "tifffile"), ("subifds", "tifffile"), ("aperio", "openslide")])
+def test_every_kind_of_pyramid_shows_all_its_levels(kind, reader, pyramids):
+    image = pyramids[kind, "smooth"].image
+    assert image.reader == reader
+    assert [level.size_px for level in image.levels] == [(903, 614), (451, 307), (225, 153), (112, 76)]
+    assert [level.shrink for level in image.levels] == [(by, by) for by in (1.0, 2.0, 4.0, 8.0)]
+
+
+@pytest.mark.parametrize("kind", ["pages", "subifds", "aperio"])
+@settings(max_examples=25)
+@given(x=st.integers(300, 600), y=st.integers(300, 310), size_px=st.integers(2, 24), shrink=st.floats(1, 12))
+def test_a_shrunk_patch_of_a_pyramid_is_the_area_average_of_full_resolution(kind, x, y, size_px, shrink, pyramids):
+    """The picture changes by up to 5 grey levels per pixel: 3 are less than a full-resolution pixel's shift.
+
+    OpenSlide takes the corner of a region in whole full-resolution pixels: half of one more where levels do not divide.
+    """
+    side = round(size_px * shrink)
+    patch, inside = pyramids[kind, "smooth"].read_patch(x, y, size_px, shrink)
+    assert inside.tolist() == [0, 0, size_px, size_px]
+    expected = _plain_average(BIG, x - side // 2, y - side // 2, side, size_px)
+    np.testing.assert_allclose(patch, expected, atol=6 if kind == "aperio" else 3)
+
+
+@pytest.mark.parametrize("kind", ["pages", "subifds", "aperio"])
+@settings(max_examples=15)
+@given(x=st.integers(-60, 950), y=st.integers(-60, 660), size_px=st.integers(2, 24), shrink=st.integers(4, 12))
+def test_the_edge_of_a_pyramid_is_where_it_is_at_full_resolution(kind, x, y, size_px, shrink, pyramids):
+    """White begins at pixel 903 and 614, though level 3 ends at 112 x 8 = 896 and 76 x 8 = 608."""
+    side = size_px * shrink
+    patch, _ = pyramids[kind, "smooth"].read_patch(x, y, size_px, shrink)
+    np.testing.assert_allclose(patch, _plain_average(BIG, x - side // 2, y - side // 2, side, size_px), atol=12)
+
+
+@pytest.mark.parametrize("shrink, level", [(2, 1), (4, 2), (8, 3)])
+@pytest.mark.parametrize("kind", ["pages", "subifds"])
+def test_an_aligned_patch_of_noise_is_the_level_itself(kind, shrink, level, pyramids):
+    """Centre and side are multiples of the level's pixel: nothing is resampled, to the last bit."""
+    patch, _ = pyramids[kind, "noise"].read_patch(40 * shrink, 32 * shrink, 16, shrink)
+    np.testing.assert_array_equal(patch, shrunk(NOISE, shrink)[24:40, 32:48])
+
+
+def test_a_patch_between_the_pixels_of_a_level_is_not_blurred(pyramids):
+    """Moved by one full-resolution pixel at shrink 2: level 1 would average its neighbours, level 0 does not."""
+    patch, _ = pyramids["pages", "noise"].read_patch(401, 301, 16, 2)
+    np.testing.assert_allclose(patch.astype(int), shrunk(NOISE[285:317, 385:417], 2), atol=1)
+
+
+@pytest.mark.parametrize("shrink", [1.0, 2.0, 4.0, 5.3, 8.0, 11.0])
+@pytest.mark.parametrize("kind", ["pages", "aperio"])
+def test_a_dot_stays_where_it_is_at_every_level(kind, shrink, tmp_path):
+    """A dark dot, sigma 24 px, whose centre is (523.0, 311.0): it is found in each patch where arithmetic puts it."""
+    y, x = np.mgrid[:640, :1024] + 0.5
+    dot = np.exp(-((x - 523) ** 2 + (y - 311) ** 2) / (2 * 24**2))
+    pixels = np.round(250 - 250 * dot).astype(np.uint8)[..., None].repeat(3, axis=2)
+    options = {"description": APERIO.format(mpp=0.5), "compression": None} if kind == "aperio" else {}
+    slide = Slide(write_pyramid(tmp_path / "dot.svs", pixels, levels=4, tile=64, **options))
+    size_px = round(320 / shrink)
+    side = round(size_px * shrink)
+    for x, y in [(523, 311), (500, 330), (531, 300)]:
+        patch, _ = slide.read_patch(x, y, size_px, shrink)
+        dark = 250.0 - patch[..., 0]
+        found = [(dark.sum(axis=axis) * (np.arange(size_px) + 0.5)).sum() / dark.sum() for axis in (0, 1)]
+        expected = [(523 - (x - side // 2)) * size_px / side, (311 - (y - side // 2)) * size_px / side]
+        np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def test_thumbnail_of_a_pyramid_is_the_area_average_of_the_whole(pyramids):
+    for kind in ("pages", "subifds", "aperio"):
+        slide = pyramids[kind, "smooth"]
+        assert slide.thumbnail(100).shape == (68, 100, 3)
+        np.testing.assert_array_equal(slide.thumbnail(2000), BIG)
+        halves = slide.thumbnail(452).astype(int)[:-2, :-2]
+        assert np.abs(halves - shrunk(BIG, 2)[: halves.shape[0], : halves.shape[1]]).mean() < 2
+
+
+def test_a_patch_that_would_take_gigabytes_is_refused(slide, pyramids):
+    with refused("noise.png", "too large to read at once"):
+        slide.read_patch(0, 0, 100, shrink=1000.0)
+    assert pyramids["pages", "smooth"].read_patch(0, 0, 10, shrink=5000.0)[0].shape == (10, 10, 3)
+
+
+# Scale, processes, closing, facts.
+
+
+@pytest.mark.parametrize("mpp", [0.0, -0.5, float("nan"), float("inf"), 1e-4, 1000.0])
+def test_an_impossible_mpp_from_the_user_is_refused(mpp, slide):
+    with refused("--mpp", "0.01 to 100"):
+        Slide(slide.path, mpp=mpp)
+
+
+def test_the_users_mpp_stands_before_the_files(pyramids, slide):
+    path = pyramids["aperio", "smooth"].path
+    assert (Slide(path).mpp, Slide(path).mpp_source) == (0.5, "slide metadata (openslide.mpp)")
+    assert (Slide(path, mpp=0.25).mpp, Slide(path, mpp=0.25).mpp_source) == (0.25, "given (--mpp)")
+    with refused("noise.png", "a PNG has at most the dpi of a print", "--mpp"):
+        slide.require_mpp()
+
+
+def _mean_of_patch(slide):
+    return slide.read_patch(300, 300, 64)[0].mean()
+
+
+def test_a_forked_process_opens_the_file_for_itself(pyramids):
+    """Processes that share an open file move each other's place in it; what was read here is open when they begin."""
+    slides = list(pyramids.values())
+    expected = [_mean_of_patch(slide) for slide in slides]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_mean_of_patch, slides) == expected
+
+
+def test_threads_read_what_one_thread_reads(pyramids):
+    slides = [pyramids["pages", "noise"], pyramids["aperio", "noise"]]
+    places = [(x, y) for x in range(50, 850, 90) for y in range(50, 600, 110)]
+    for slide in slides:
+        slide.close()
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda at, slide=slide: slide.read_region(*at, 70, 60), places))
+        for (x, y), region in zip(places, found, strict=True):
+            np.testing.assert_array_equal(region[:14], NOISE[y : y + 14, x : x + 70][:, :70])
+
+
+def test_a_copy_by_pickle_reads_the_same_and_a_closed_slide_opens_again(pyramids):
+    with pyramids["subifds", "smooth"] as slide:
+        patch, _ = slide.read_patch(300, 300, 64)
+        copy = pickle.loads(pickle.dumps(slide))
+    assert (copy.size_px, copy.mpp) == (slide.size_px, slide.mpp)
+    for again in (copy, slide):
+        np.testing.assert_array_equal(again.read_patch(300, 300, 64)[0], patch)
+
+
+def test_facts_of_a_slide_are_plain_values(pyramids):
+    facts = pyramids["pages", "smooth"].facts()
+    assert facts == {
+        "kind": "slide",
+        "format": "BigTIFF",
+        "reader": "tifffile",
+        "size_px": [903, 614],
+        "size_mm": [0.452, 0.307],
+        "mpp": 0.5,
+        "mpp_source": "TIFF resolution tags",
+        "levels": [
+            {"size_px": [903, 614], "shrink": 1.0},
+            {"size_px": [451, 307], "shrink": 2.0},
+            {"size_px": [225, 153], "shrink": 4.0},
+            {"size_px": [112, 76], "shrink": 8.0},
+        ],
+        "associated_images": [],
+    }
 
 
 @pytest.fixture
@@ -217,7 +403,9 @@ def test_resolution_tags_count_only_where_they_can_be_a_scan(name, mpp, wsi):
 
 @pytest.mark.real
 def test_broken_slides_are_one_line(wsi):
-    with refused("openslide-unopenable.tiff", "not a readable image"):
+    with refused("openslide-unopenable.tiff", "compressed by number 52479", "save it with LZW, deflate or JPEG"):
         Slide(wsi / "openslide-unopenable.tiff")
-    with refused("openslide-unreadable.svs", "not a readable image"):
-        Slide(wsi / "openslide-unreadable.svs").read_patch(10, 10, 8)
+    broken = Slide(wsi / "openslide-unreadable.svs")
+    for read in (lambda: broken.read_patch(10, 10, 8), broken.facts):
+        with refused("openslide-unreadable.svs", "not a readable image"):
+            read()

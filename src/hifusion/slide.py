@@ -1,26 +1,32 @@
 """Open a slide, know its size and scale, read a patch centred at (x, y)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+import os
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
-import openslide
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from hifusion.errors import InputError
+from hifusion.imagefile import ImageFile, open_image
+from hifusion.imagefile.contract import BACKGROUND, MAX_MPP, MAX_PIXELS
 
-BACKGROUND = 255  # what lies outside a slide is white, as empty glass is
-MAX_PIXELS = 2**31  # a plain image is decoded whole: beyond this it would need 6 GB
-MAX_MPP = 20.0  # coarser "scales" are the dpi of a print (300 dpi = 85 um, 72 dpi = 353 um), not of a scan
+__all__ = ["BACKGROUND", "MAX_MPP", "MAX_PIXELS", "Slide", "clipped_box"]
+
+_GIVEN_MPP = (0.01, 100.0)  # um per pixel: no light microscope sees finer, and a spot is a pixel where it is coarser
+_PROBE_PX = 64
+_PROBE_THUMBNAIL_PX = 256
 
 
 class Slide:
     """An image file of tissue, behind one way of reading it.
 
-    OpenSlide opens whole-slide formats and reads them piecewise; JPEG, PNG and plain TIFF are decoded whole, when first
-    read. What is transparent in a file is white here.
+    Whole-slide formats and tiled TIFFs are read piecewise; JPEG and PNG are decoded whole, when first read. What is
+    transparent in a file is white here.
+
+    A slide can be pickled and used in other processes and threads: each process opens the file for itself when it
+    first reads. Used in a ``with`` statement it is closed at the end; reading it again opens it again.
 
     Attributes
     ----------
@@ -29,25 +35,50 @@ class Slide:
     size_px
         (width, height) at full resolution.
     mpp
-        um per full-resolution pixel as the file's own metadata give it, or None. A dpi tag is not a scale.
+        um per full-resolution pixel: what was given, else as the file's own metadata say, or None. A dpi tag is not a
+        scale.
+    mpp_source
+        Where ``mpp`` comes from, or why there is none.
     """
 
     def __init__(self, path: Path, mpp: float | None = None) -> None:
         self.path = Path(path)
-        self.mpp: float | None = None
-        self._openslide: openslide.OpenSlide | None = None
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such image; give the path of a slide file")
-        with _readable(self.path):
-            if openslide.OpenSlide.detect_format(str(self.path)):
-                self._openslide = openslide.OpenSlide(str(self.path))
-                self.size_px: tuple[int, int] = self._openslide.dimensions
-                mpp = float(self._openslide.properties.get(openslide.PROPERTY_NAME_MPP_X, "nan"))
-                self.mpp = mpp if 0 < mpp <= MAX_MPP else None
-            else:
-                with _open_plain(self.path) as image:
-                    self.size_px = image.size
-        self.mpp = mpp or self.mpp
+        if mpp is not None and not _GIVEN_MPP[0] <= mpp <= _GIVEN_MPP[1]:
+            raise InputError(
+                f"{self.path}: --mpp {mpp:g} cannot be the um of a pixel; give {_GIVEN_MPP[0]:g} to {_GIVEN_MPP[1]:g}, "
+                "for example 0.5"
+            )
+        image = self._open()
+        self.size_px: tuple[int, int] = image.levels[0].size_px
+        self.mpp: float | None = mpp or image.scale.mpp
+        self.mpp_source: str = "given (--mpp)" if mpp else image.scale.source
+
+    def _open(self) -> ImageFile:
+        self._image: ImageFile | None = open_image(self.path)
+        self._opened_by = os.getpid()
+        return self._image
+
+    @property
+    def image(self) -> ImageFile:
+        """The opened file. A process forked from another opens its own: they would move each other's place in it."""
+        return self._image if self._image is not None and self._opened_by == os.getpid() else self._open()
+
+    def close(self) -> None:
+        """Close the file and free its pixels."""
+        if self._image is not None:
+            self._image.close()
+            self._image = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_image": None}
 
     def require_mpp(self) -> float:
         """um per full-resolution pixel.
@@ -58,27 +89,52 @@ class Slide:
             The file does not say it and none was given.
         """
         if self.mpp is None:
-            raise InputError(f"{self.path}: does not say how many um a pixel is; give it with --mpp, for example 0.5")
+            raise InputError(
+                f"{self.path}: does not say how many um a pixel is ({self.mpp_source}); give it with --mpp, for "
+                "example 0.5"
+            )
         return self.mpp
 
-    @cached_property
-    def _pixels(self) -> np.ndarray:
-        with _readable(self.path), _open_plain(self.path) as image:
-            return np.asarray(_on_white(image))
+    def facts(self) -> dict[str, Any]:
+        """What the file is, as plain values, after having read a part of its middle and a thumbnail.
+
+        Raises
+        ------
+        InputError
+            It cannot be read.
+        """
+        image, (width, height) = self.image, self.size_px
+        self.read_patch(width / 2, height / 2, _PROBE_PX)
+        self.thumbnail(_PROBE_THUMBNAIL_PX)
+        return {
+            "kind": "slide",
+            "format": image.format,
+            "reader": image.reader,
+            "size_px": [width, height],
+            "size_mm": None if self.mpp is None else [round(side * self.mpp / 1000, 3) for side in self.size_px],
+            "mpp": self.mpp,
+            "mpp_source": self.mpp_source,
+            "levels": [
+                {"size_px": list(level.size_px), "shrink": round(sum(level.shrink) / 2, 3)} for level in image.levels
+            ],
+            "associated_images": list(image.associated),
+        }
 
     def read_region(self, left: int, top: int, width: int, height: int) -> np.ndarray:
-        """Pixels of a rectangle at full resolution, uint8 ``(height, width, 3)``; white outside the slide."""
+        """Pixels of a rectangle at full resolution, uint8 ``(height, width, 3)``; white outside the slide.
+
+        Raises
+        ------
+        InputError
+            The file is damaged there, or the rectangle is beyond ``MAX_PIXELS``.
+        """
+        if width * height > MAX_PIXELS:
+            raise InputError(f"{self.path}: a region of {width} x {height} px is too large to read at once; read parts")
         out = np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
         x0, y0, x1, y1 = clipped_box(left, top, width, height, self.size_px)
         if x1 > x0 and y1 > y0:
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = self._read_inside(x0, y0, x1, y1)
+            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.image.read(0, x0, y0, x1, y1)
         return out
-
-    def _read_inside(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        if self._openslide is None:
-            return self._pixels[y0:y1, x0:x1]
-        with _readable(self.path):
-            return np.asarray(_on_white(self._openslide.read_region((x0, y0), 0, (x1 - x0, y1 - y0))))
 
     def read_patch(self, x: float, y: float, size_px: int, shrink: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Read a square patch centred at (x, y).
@@ -90,7 +146,8 @@ class Slide:
         size_px
             Side of the patch that is returned.
         shrink
-            Full-resolution pixels per patch pixel; 1 is native. Other values are resampled by area averaging.
+            Full-resolution pixels per patch pixel; 1 is native. Other values are resampled by area averaging, from the
+            coarsest level of the file that holds all that the patch can show.
 
         Returns
         -------
@@ -101,11 +158,16 @@ class Slide:
         """
         side = round(size_px * shrink)
         left, top = round(x) - side // 2, round(y) - side // 2
-        patch = self.read_region(left, top, side, side)
         x0, y0, x1, y1 = clipped_box(left, top, side, side, self.size_px)
         inside = np.clip([x0 - left, y0 - top, x1 - left, y1 - top], 0, side).astype(np.float64)
+        level = self.image.sharp_level_for(side / size_px, left, top)
+        if level:
+            patch = self.image.read_area(level, left, top, side, side, (size_px, size_px))
+        else:
+            patch = self.read_region(left, top, side, side)
+            if side != size_px:
+                patch = np.asarray(Image.fromarray(patch).resize((size_px, size_px), Image.Resampling.BOX))
         if side != size_px:
-            patch = np.asarray(Image.fromarray(patch).resize((size_px, size_px), Image.Resampling.BOX))
             inside = np.round(inside * size_px / side)
         return patch, inside.astype(np.int32)
 
@@ -113,48 +175,9 @@ class Slide:
         """The whole slide, uint8 ``(h, w, 3)``, its longest side at most ``longest_px``."""
         shrink = max(1.0, max(self.size_px) / longest_px)
         size = max(1, round(self.size_px[0] / shrink)), max(1, round(self.size_px[1] / shrink))
-        with _readable(self.path):
-            if self._openslide is not None:
-                return np.asarray(self._openslide.get_thumbnail(size).convert("RGB"))
-            with _open_plain(self.path) as image:
-                image.draft("RGB", size)  # JPEG decodes at 1/2, 1/4 or 1/8 at a fraction of the cost
-                return np.asarray(_on_white(image).resize(size, Image.Resampling.BOX))
+        return self.image.thumbnail(size)
 
 
 def clipped_box(left: int, top: int, width: int, height: int, size_px: tuple[int, int]) -> tuple[int, int, int, int]:
     """The part (x0, y0, x1, y1) of a rectangle that lies inside an image of ``size_px``; empty boxes have x1 <= x0."""
     return max(left, 0), max(top, 0), min(left + width, size_px[0]), min(top + height, size_px[1])
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    flat = Image.new("RGB", image.size, (BACKGROUND,) * 3)
-    flat.paste(image, mask=image.getchannel("A"))
-    return flat
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what the imaging libraries raise on a damaged or foreign file into one line."""
-    try:
-        yield
-    except (openslide.OpenSlideError, UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); give an intact slide, JPEG, PNG or TIFF") from error
-
-
-@contextmanager
-def _open_plain(path: Path) -> Iterator[Image.Image]:
-    # Pillow refuses from 179 megapixels on, which a large section photograph exceeds; the limit here is our own.
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: {image.width} x {image.height} px are too many to decode whole; convert it to a tiled "
-                    "pyramid TIFF"
-                )
-            yield image
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
