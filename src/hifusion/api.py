@@ -1,27 +1,43 @@
 """The verbs, on paths and names: what the command line calls, and a notebook can."""
 
-import os
-import platform
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
 
-from hifusion import checkpoint, evaluation, files, inference, plots, prediction, recipes, store, synth, training
+from hifusion import (
+    describe,
+    evaluation,
+    guard,
+    importing,
+    plots,
+    prediction,
+    recipes,
+    slide_prediction,
+    store,
+    synth,
+    training,
+)
+from hifusion import download as downloading
+from hifusion import export as exporting
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort
-from hifusion.errors import InputError
+from hifusion.errors import InputError, refuse_unknown
 from hifusion.readers import find_reader
+from hifusion.readers.options import ReadOptions
 from hifusion.section import read_section
 from hifusion.slide import Slide
+from hifusion.slide_prediction import SlidePlan
 from hifusion.store import Store
 
 Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 
 plot = plots.plot_genes
+export = exporting.export
+info = describe.info
+doctor = describe.doctor
 synthesise = synth.write_cohort
 
 
@@ -33,6 +49,7 @@ def prepare(
     sections: Sequence[str] | None = None,
     region_px: int | None = None,
     mpp: float | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Store:
     """Build the patch store of a raw data folder, or finish an interrupted one.
@@ -45,6 +62,8 @@ def prepare(
         The patches are of the size and scale its network takes; ``region_px`` and ``mpp`` change single values.
     sections
         Names; all where None.
+    force
+        Go on where positions and slide do not seem to belong together (:mod:`hifusion.guard`).
     """
     data, wanted = Path(data), recipes.recipe(recipe)
     reader = find_reader(data)
@@ -53,12 +72,22 @@ def prepare(
     if unknown:
         raise InputError(f"{data}: has no section {', '.join(unknown)}; it has {', '.join(known)}")
     return store.prepare(
-        reader.read(data, sections),
+        _guarded(reader.read(data, sections), Path(out), force),
         Path(out),
         region_px=region_px or wanted.model.region_px,
         mpp=mpp or wanted.region_mpp,
         progress=progress,
     )
+
+
+def _guarded(sections: Iterable[AnnData], out: Path, force: bool) -> Iterator[AnnData]:
+    """The sections, each checked against its slide; one that does not fit leaves a picture in the store's folder."""
+    for section in sections:
+        facts = section.uns["hifusion"]
+        if facts["image"]:
+            picture = out / "checks" / f"{facts['section']}.png"
+            guard.require_geometry(section, Slide(Path(facts["image"])), force=force, picture=picture)
+        yield section
 
 
 def train(
@@ -129,122 +158,139 @@ def evaluate(
     )
 
 
-def predict(
-    run: Path, section: Path, out: Path | None = None, *, image: Path | None = None, progress: Progress | None = None
-) -> AnnData:
-    """Predict the spots of a section file with a trained run; written to ``out`` where given.
+def download(
+    name: str, out: Path, *, progress: Progress | None = None, say: Callable[[str], None] | None = None
+) -> Path:
+    """Fetch a public study into the layout its reader knows; see :func:`hifusion.download.download`.
 
     Parameters
     ----------
-    section
-        ``.h5ad`` with positions, such as ``STORE/sections/C3.h5ad``; counts are not needed.
-    image
-        The slide, where the section does not name it.
+    say
+        Told the study's title, licence and citation before the first byte is fetched.
     """
-    if out is not None and Path(out).resolve() == Path(section).resolve():
-        raise InputError(f"{out}: is the section itself, which is never overwritten; give another file")
-    return prediction.predict_section(
-        Run.open(run), read_section(section), image, out=Path(out) if out else None, progress=progress
+    refuse_unknown("data set", [name], downloading.DATASETS, "the data sets that can be downloaded")
+    study = downloading.DATASETS[name]
+    if say:
+        say(f"{study.title}\ndoi: {study.doi}\nlicence: {study.licence}\ncite: {study.citation}")
+    return downloading.download(name, Path(out), progress=progress)
+
+
+def import_sections(
+    source: Path,
+    out: Path,
+    *,
+    layout: str | None = None,
+    sections: Sequence[str] | None = None,
+    images: Mapping[str, Path] | None = None,
+    patients: Mapping[str, str] | None = None,
+    mpp: float | None = None,
+    bin_um: float | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write the sections of raw data in any known layout as ``.h5ad``; :func:`prepare` takes the folder.
+
+    Parameters
+    ----------
+    layout
+        Name in ``hifusion.readers.READERS``; recognised where None.
+    images, patients
+        Section name -> full-resolution slide, and -> patient, where the files do not say.
+    mpp
+        um per full-resolution pixel, instead of what the files say.
+    bin_um
+        Side of the squares that Visium HD bins are summed into, um.
+    """
+    options = ReadOptions(images or {}, patients or {}, mpp, bin_um)
+    return importing.import_sections(
+        Path(source), Path(out), layout=layout, sections=sections, options=options, progress=progress
     )
 
 
-def info(path: Path) -> dict[str, Any]:
-    """What a path holds: a store, a run, an evaluation, raw data, a section or a slide; plain values."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if path.is_dir():
-        for mark, describe in _FOLDERS.items():
-            if (path / mark).exists():
-                return describe(path)
-        reader = find_reader(path)
-        return {"kind": "raw data", "layout": reader.__name__.rsplit(".", 1)[-1], "sections": reader.names(path)}
-    return _section_info(path) if path.suffix == ".h5ad" else _slide_info(path)
-
-
-def _store_info(path: Path) -> dict[str, Any]:
-    manifest = Store.open(path).manifest
-    entries = manifest["sections"]
-    return {
-        "kind": "store",
-        "region_px": manifest["region_px"],
-        "mpp": manifest["mpp"] or "native",
-        "sections": len(entries),
-        "spots": sum(entry["spots"] for entry in entries.values()),
-        "with_regions": [name for name, entry in entries.items() if entry["image"]],
-        "bytes": sum(kept["bytes"] for entry in entries.values() for kept in entry["files"].values()),
-    }
-
-
-def _run_info(path: Path) -> dict[str, Any]:
-    run = Run.open(path)
-    shown = (
-        "seed",
-        "shuffled",
-        "train",
-        "validation",
-        "train_spots",
-        "best_epoch",
-        "validation_mse",
-        "precision",
-        "versions",
+def plan(
+    run: Path,
+    slide: Path,
+    *,
+    mpp: float | None = None,
+    mask: Path | None = None,
+    lattice: str | None = None,
+    stride_um: float | None = None,
+    average_symmetries: bool = False,
+    workers: int = 0,
+) -> SlidePlan:
+    """What predicting a slide will do and cost; see :func:`hifusion.slide_prediction.plan_slide`."""
+    return slide_prediction.plan_slide(
+        Run.open(run),
+        Path(slide),
+        mpp=mpp,
+        mask=mask,
+        lattice=lattice,
+        stride_um=stride_um,
+        average_symmetries=average_symmetries,
+        workers=workers,
     )
-    return {
-        "kind": "run",
-        "id": run.id,
-        "recipe": run.recipe.name,
-        "source": run.recipe.source,
-        "normalisation": run.recipe.normalisation,
-        "genes": len(run.panel.genes),
-        "panel_rule": run.panel.rule,
-        **{key: run.facts[key] for key in shown},
-    }
 
 
-def _evaluation_info(path: Path) -> dict[str, Any]:
-    result = files.read_json(path / "metrics.json")
-    shown = ("mse", "mae", "pcc_per_spot", "pcc_per_gene_mean")
-    return {
-        "kind": "evaluation",
-        "protocol": result["protocol"]["name"],
-        "recipe": result["recipe"]["name"],
-        "models": {name: {key: scores[key] for key in shown} for name, scores in result["models"].items()},
-    }
+def predict(
+    run: Path,
+    source: Path,
+    out: Path | None = None,
+    *,
+    image: Path | None = None,
+    mpp: float | None = None,
+    mask: Path | None = None,
+    lattice: str | None = None,
+    stride_um: float | None = None,
+    average_symmetries: bool = False,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> AnnData:
+    """Predict with a trained run: the spots of a section file, or a slide that was never measured.
 
-
-def _section_info(path: Path) -> dict[str, Any]:
-    section = read_section(path)
-    return {
-        "kind": "section",
-        "spots": section.n_obs,
-        "genes": section.n_vars,
-        "measured": "counts" in section.layers or "measured" in section.layers,
-        **section.uns["hifusion"],
-    }
-
-
-def _slide_info(path: Path) -> dict[str, Any]:
-    slide = Slide(path)
-    return {"kind": "slide", "size_px": list(slide.size_px), "mpp": slide.mpp or "not in the file"}
-
-
-_FOLDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    store.MANIFEST: _store_info,
-    "run.json": _run_info,
-    "metrics.json": _evaluation_info,
-}
-
-
-def doctor() -> dict[str, Any]:
-    """What this machine offers: versions, device, precision, cores, memory, disk."""
-    device = inference.best_device()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    return {
-        "versions": checkpoint.versions(),
-        "system": platform.platform(),
-        "device": str(device),
-        "precision": inference.resolve_precision("auto", device),
-        "cores": os.cpu_count(),
-        "memory_gib": round(pages / 2**30, 1),
-        "free_disk_gib": round(shutil.disk_usage(".").free / 2**30, 1),
-    }
+    Parameters
+    ----------
+    source
+        A section ``.h5ad`` with positions, such as ``STORE/sections/C3.h5ad`` (counts are not needed); or a slide file.
+    out
+        For a section the ``.h5ad`` to write (nothing is written where None), for a slide the folder. What a stopped
+        call has done is kept there.
+    image
+        The slide of a section, where the section does not name it.
+    mpp, mask, lattice, stride_um
+        For a slide, see :func:`hifusion.slide_prediction.plan_slide`.
+    average_symmetries, workers
+        See :func:`hifusion.prediction.predict_section`.
+    """
+    source, trained = Path(source), Run.open(run)
+    if source.suffix == ".h5ad":
+        given = {"mpp": mpp, "mask": mask, "lattice": lattice, "stride_um": stride_um}
+        needless = [name for name, value in given.items() if value is not None]
+        if needless:
+            raise InputError(f"{', '.join(needless)}: for a slide; {source} is a section and has its own positions")
+        if out is not None and Path(out).resolve() == source.resolve():
+            raise InputError(f"{out}: is the section itself, which is never overwritten; give another file")
+        return prediction.predict_section(
+            trained,
+            read_section(source),
+            image,
+            average_symmetries=average_symmetries,
+            workers=workers,
+            out=Path(out) if out else None,
+            progress=progress,
+        )
+    if image is not None:
+        raise InputError(f"image: for a section; {source} is a slide itself")
+    if out is None:
+        raise InputError(f"{source}: predicting a slide leaves a folder; give one with out")
+    planned = slide_prediction.plan_slide(
+        trained,
+        source,
+        mpp=mpp,
+        mask=mask,
+        lattice=lattice,
+        stride_um=stride_um,
+        average_symmetries=average_symmetries,
+        workers=workers,
+    )
+    return slide_prediction.predict_slide(
+        trained, planned, Path(out), average_symmetries=average_symmetries, workers=workers, progress=progress
+    )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hifusion.console import Json, Recipe, Sections, listed, progress_bar, show
+from hifusion.console import Json, Recipe, Sections, listed, named, progress_bar, show
 
 app = typer.Typer()
 
@@ -35,13 +35,70 @@ def synth(
 
 
 @app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="her2st or stdata.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder.")],
+) -> None:
+    """Fetch a public study: checked, gone on with when interrupted, its licence and citation printed.
+
+    Example: `hifusion download her2st -o her2st`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        api.download(name, out, progress=report, say=typer.echo)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Raw data: a folder or file in a known layout.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the sections, one .h5ad each.")],
+    layout: Annotated[
+        str | None, typer.Option("--format", help="Name of the layout. Default: recognised; a wrong name lists all.")
+    ] = None,
+    sections: Sections = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Full-resolution slide of a section: NAME=PATH. Repeatable.")
+    ] = None,
+    patient: Annotated[list[str] | None, typer.Option(help="Patient of a section: NAME=PATIENT. Repeatable.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="um per full-resolution pixel, instead of what the files say.")
+    ] = None,
+    bin_um: Annotated[float | None, typer.Option(help="Sum Visium HD bins into squares of so many um.")] = None,
+) -> None:
+    """Turn raw data (Visium, Visium HD, HEST, ST tables, AnnData, SpatialData...) into sections for `prepare`.
+
+    Example: `hifusion import spaceranger/outs -o sections --image outs=slide.tif`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        written = api.import_sections(
+            source,
+            out,
+            layout=layout,
+            sections=listed(sections),
+            images={name: Path(path) for name, path in named("--image", image).items()},
+            patients=named("--patient", patient),
+            mpp=mpp,
+            bin_um=bin_um,
+            progress=report,
+        )
+    for path in written:
+        typer.echo(str(path))
+
+
+@app.command()
 def prepare(
-    data: Annotated[Path, typer.Argument(help="Raw data folder.")],
+    data: Annotated[Path, typer.Argument(help="Raw data, or the folder of `hifusion import`.")],
     out: Annotated[Path, typer.Argument(help="Folder of the patch store.")],
     recipe: Recipe = "her2st_2d",
     sections: Sections = None,
     region_px: Annotated[int | None, typer.Option(help="Side of a region patch, instead of the recipe's.")] = None,
     mpp: Annotated[float | None, typer.Option(help="um per patch pixel, instead of the recipe's.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where positions and slide do not seem to belong together.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build the patch store of a study, once; interrupted, it goes on where it stopped.
@@ -51,7 +108,16 @@ def prepare(
     from hifusion import api
 
     with progress_bar() as report:
-        api.prepare(data, out, recipe=recipe, sections=listed(sections), region_px=region_px, mpp=mpp, progress=report)
+        api.prepare(
+            data,
+            out,
+            recipe=recipe,
+            sections=listed(sections),
+            region_px=region_px,
+            mpp=mpp,
+            force=force,
+            progress=report,
+        )
     show(api.info(out), as_json)
 
 

@@ -117,21 +117,91 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    section: Annotated[Path, typer.Argument(help="Section with spot positions, .h5ad.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Predicted section, .h5ad.")],
-    image: Annotated[Path | None, typer.Option(help="The slide, where the section does not name it.")] = None,
+    source: Annotated[Path, typer.Argument(help="A slide, or a section with spot positions (.h5ad).")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for a slide's prediction; .h5ad for a section's.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="The slide of a section that does not name it.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="um per full-resolution pixel of a slide that does not say it.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Tissue mask to use: tissue.png of an earlier prediction.")] = None,
+    lattice: Annotated[str | None, typer.Option(help="square or hexagonal. Default: as the training spots.")] = None,
+    stride_um: Annotated[
+        float | None, typer.Option(help="Dense map: spots so close, overlapping predictions averaged.")
+    ] = None,
+    symmetries: Annotated[
+        bool, typer.Option("--symmetries", help="Average over the 8 flips and turns of a patch: 8 times the cost.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Processes that read patches ahead.", min=0)] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many spots, how long and how much memory.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Predict the expression of a section's spots from its slide.
+    """Predict the expression of a slide that was never measured, or of a section's spots. Stopped, it goes on.
 
-    Example: `hifusion predict run store/sections/C3.h5ad -o C3_predicted.h5ad`
+    Example: `hifusion predict run slide.svs -o prediction`
     """
     from hifusion import api
 
+    if dry_run:
+        plan = api.plan(
+            run,
+            source,
+            mpp=mpp,
+            mask=mask,
+            lattice=lattice,
+            stride_um=stride_um,
+            average_symmetries=symmetries,
+            workers=workers,
+        )
+        show(plan.facts, as_json)
+        return
+    if out is None:
+        raise InputError("predict needs a place for the result; give one with -o")
     with progress_bar() as report:
-        predicted = api.predict(run, section, out, image=image, progress=report)
-    typer.echo(
-        f"{out}: {predicted.n_obs} spots x {predicted.n_vars} genes, {predicted.uns['hifusion']['normalisation']}"
-    )
+        predicted = api.predict(
+            run,
+            source,
+            out,
+            image=image,
+            mpp=mpp,
+            mask=mask,
+            lattice=lattice,
+            stride_um=stride_um,
+            average_symmetries=symmetries,
+            workers=workers,
+            progress=report,
+        )
+    novel = predicted.obs["novelty"]
+    facts = {
+        "out": str(out),
+        "spots": predicted.n_obs,
+        "genes": predicted.n_vars,
+        "normalisation": predicted.uns["hifusion"]["normalisation"],
+        "novel_spots": "not known to this run" if novel.isna().all() else f"{(novel > 1).mean():.0%}",
+    }
+    show(facts, as_json)
+
+
+@app.command()
+def export(
+    section: Annotated[Path, typer.Argument(help="Section, measured or predicted (.h5ad).")],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help=".zarr (SpatialData), .geojson (QuPath), .ome.tif, .csv, .csv.gz, .parquet."),
+    ],
+    to: Annotated[str | None, typer.Option(help="Format, where the suffix does not say it.")] = None,
+    genes: Annotated[str | None, typer.Option(help="Names, separated by commas. Default: the format's choice.")] = None,
+) -> None:
+    """Write a section for other programs: SpatialData, QuPath, OME-TIFF, tables.
+
+    Example: `hifusion export prediction/section.h5ad -o spots.geojson --genes ERBB2,CD74`
+    """
+    from hifusion import api
+
+    typer.echo(str(api.export(section, out, to=to, genes=listed(genes))))
 
 
 @app.command()

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from hifusion.errors import InputError
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Recipe = Annotated[str, typer.Option(help="her2st_2d, her2st_3d, stdata_2d, stdata_3d, quick or tiny.")]
 Source = Annotated[str | None, typer.Option(help="Whose values a published recipe has: paper or code.")]
@@ -20,6 +22,14 @@ Sections = Annotated[str | None, typer.Option(help="Names, separated by commas. 
 
 def listed(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def named(option: str, values: list[str] | None) -> dict[str, str]:
+    """What NAME=VALUE texts say, by name."""
+    wrong = [text for text in values or () if not all(text.partition("="))]
+    if wrong:
+        raise InputError(f"{option} {wrong[0]!r} is not NAME=VALUE; write for example {option} C2=...")
+    return {name: value for name, _, value in (text.partition("=") for text in values or ())}
 
 
 def show(facts: dict[str, Any], as_json: bool) -> None:

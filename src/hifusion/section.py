@@ -210,8 +210,8 @@ def read_h5ad(path: Path) -> AnnData:
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]  # the libraries write many lines
         raise InputError(
-            f"{path}: cannot be read as .h5ad by anndata {version('anndata')} ({reason}); give an intact file, or write "
-            "an old one anew with the anndata that made it"
+            f"{path}: cannot be read as .h5ad by anndata {version('anndata')} ({reason}); give an intact file, or "
+            "write an old one anew with the anndata that made it"
         ) from error
     return data
 

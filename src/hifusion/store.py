@@ -89,7 +89,9 @@ def prepare(
 
 def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not (out / MANIFEST).exists():
-        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"regions", "sections"}):
+        if out.exists() and (
+            not out.is_dir() or {path.name for path in out.iterdir()} - {"checks", "regions", "sections"}
+        ):
             raise InputError(f"{out}: is not empty and holds no store; give a new folder")
         return {**settings, "sections": {}}
     manifest = _read_manifest(out)

@@ -1,0 +1,118 @@
+"""What a file or folder holds, and what this machine offers, as plain values."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hifusion import checkpoint, files, inference, store
+from hifusion.checkpoint import Run
+from hifusion.errors import InputError
+from hifusion.readers import READERS, find_reader
+from hifusion.section import read_section
+from hifusion.slide import Slide
+from hifusion.store import Store
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What a path holds: a store, a run, an evaluation, raw data, a section or a slide; plain values."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.is_dir():
+        for mark, describe in _FOLDERS.items():
+            if (path / mark).exists():
+                return describe(path)
+        reader = find_reader(path)
+        layout = next(name for name, known in READERS.items() if known is reader)
+        return {"kind": "raw data", "layout": layout, "sections": reader.names(path)}
+    return _section_info(path) if path.suffix == ".h5ad" else _slide_info(path)
+
+
+def _store_info(path: Path) -> dict[str, Any]:
+    manifest = Store.open(path).manifest
+    entries = manifest["sections"]
+    return {
+        "kind": "store",
+        "region_px": manifest["region_px"],
+        "mpp": manifest["mpp"] or "native",
+        "sections": len(entries),
+        "spots": sum(entry["spots"] for entry in entries.values()),
+        "with_regions": [name for name, entry in entries.items() if entry["image"]],
+        "bytes": sum(kept["bytes"] for entry in entries.values() for kept in entry["files"].values()),
+    }
+
+
+def _run_info(path: Path) -> dict[str, Any]:
+    run = Run.open(path)
+    shown = (
+        "seed",
+        "shuffled",
+        "train",
+        "validation",
+        "train_spots",
+        "best_epoch",
+        "validation_mse",
+        "precision",
+        "versions",
+    )
+    return {
+        "kind": "run",
+        "id": run.id,
+        "recipe": run.recipe.name,
+        "source": run.recipe.source,
+        "normalisation": run.recipe.normalisation,
+        "genes": len(run.panel.genes),
+        "panel_rule": run.panel.rule,
+        **{key: run.facts[key] for key in shown},
+    }
+
+
+def _evaluation_info(path: Path) -> dict[str, Any]:
+    result = files.read_json(path / "metrics.json")
+    shown = ("mse", "mae", "pcc_per_spot", "pcc_per_gene_mean")
+    return {
+        "kind": "evaluation",
+        "protocol": result["protocol"]["name"],
+        "recipe": result["recipe"]["name"],
+        "models": {name: {key: scores[key] for key in shown} for name, scores in result["models"].items()},
+    }
+
+
+def _section_info(path: Path) -> dict[str, Any]:
+    section = read_section(path)
+    return {
+        "kind": "section",
+        "spots": section.n_obs,
+        "genes": section.n_vars,
+        "measured": "counts" in section.layers or "measured" in section.layers,
+        **section.uns["hifusion"],
+    }
+
+
+def _slide_info(path: Path) -> dict[str, Any]:
+    return Slide(path).facts()
+
+
+_FOLDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    store.MANIFEST: _store_info,
+    "run.json": _run_info,
+    "metrics.json": _evaluation_info,
+}
+
+
+def doctor() -> dict[str, Any]:
+    """What this machine offers: versions, device, precision, cores, memory, disk."""
+    device = inference.best_device()
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {
+        "versions": checkpoint.versions(),
+        "system": platform.platform(),
+        "device": str(device),
+        "precision": inference.resolve_precision("auto", device),
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "free_disk_gib": round(shutil.disk_usage(".").free / 2**30, 1),
+    }
