@@ -38,9 +38,8 @@ class PlainFile(ImageFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with readable(path), _opened(path) as image:
-            self.format = (
-                "PNG" if image.format == "PNG" else "JPEG"
-            )  # Pillow has MPO for a JPEG with a preview after it
+            # Pillow has names of its own for some JPEGs: MPO where a preview follows the picture.
+            self.format = "PNG" if image.format == "PNG" else "JPEG"
             self.levels = (Level(image.size),)
             _refuse_what_is_no_photograph(path, image)
         self.scale = Scale(None, f"not in the file: a {self.format} has at most the dpi of a print")
