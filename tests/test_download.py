@@ -1,34 +1,27 @@
-"""Downloads against a host of our own: resumed, checked, unpacked safely, and one line for whatever goes wrong."""
+"""Downloads against a host of our own: resumed, checked, unpacked, and one line for whatever goes wrong."""
 
 import dataclasses
 import gzip
 import hashlib
-import io
 import json
 import shutil
 import socket
-import stat
 import sys
 import threading
-import zipfile
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fabricate import contents, full_disk, refused, write_her2st
-from hifusion import InputError, archives, transfer
-from hifusion.archives import extract
+from hifusion import transfer
 from hifusion.download import DATASETS, RECEIPT, download
 from hifusion.readers import her2st
 from hifusion.transfer import CHUNK, RemoteFile, fetch, fetch_json
-
-PASSWORD = "open sesame"
+from packing import Members, locked_7z, sevenzipped, zipped
 
 
 @dataclass
@@ -286,159 +279,18 @@ def test_a_listed_file_that_cannot_be_used_is_refused(wrong):
         RemoteFile("a.bin", "http://x", 3, "md5:" + "0" * 32)._replace(**wrong).checked("source")
 
 
-# Archives
-
-
-def zipped(members: dict[str, bytes], password: str | None = PASSWORD) -> bytes:
-    pyzipper = pytest.importorskip("pyzipper")  # of the extra `download`
-    buffer = io.BytesIO()
-    how = {"compression": pyzipper.ZIP_DEFLATED} | ({"encryption": pyzipper.WZ_AES} if password else {})
-    with pyzipper.AESZipFile(buffer, "w", **how) as archive:
-        if password:
-            archive.setpassword(password.encode())
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def text_only(name: str) -> str | None:
-    """Place of a member: text files go flat into `texts`."""
-    base = name.rsplit("/", 1)[-1]
-    return f"texts/{base.removesuffix('.gz')}" if ".txt" in base else None
-
-
-@pytest.fixture
-def pack(tmp_path):
-    def write(data: bytes) -> Path:
-        (tmp_path / "a.zip").write_bytes(data)
-        return tmp_path / "a.zip"
-
-    return write
-
-
-@pytest.mark.parametrize("password", [PASSWORD, None], ids=["encrypted", "plain"])
-def test_wanted_members_are_taken_out_and_gzip_unpacked(password, pack, tmp_path):
-    members = {"deep/er/a.txt": b"A", "b.txt.gz": gzip.compress(b"BB"), "c.jpg": b"no"}
-    sizes = extract(pack(zipped(members, password)), tmp_path / "out", text_only, PASSWORD)
-    assert sizes == {"texts/a.txt": 1, "texts/b.txt": 2}
-    assert contents(tmp_path / "out") == {"texts/a.txt": b"A", "texts/b.txt": b"BB"}
-
-
-def test_a_wrong_password_is_one_line(pack, tmp_path):
-    with refused("a.zip", "Bad password"):
-        extract(pack(zipped({"a.txt": b"A"})), tmp_path / "out", text_only, "wrong")
-    assert not (tmp_path / "out").exists() or contents(tmp_path / "out") == {}
-
-
-@pytest.mark.parametrize("start", [b"", b"<html></html>", b"7z\xbc\xaf'\x1c", None])
-def test_what_is_no_zip_is_told(start, pack, tmp_path):
-    cut = zipped({"a.txt": b"A"})[:-30]
-    with refused("a.zip", "cannot be unpacked"):
-        extract(pack(cut if start is None else start), tmp_path / "out", text_only, PASSWORD)
-
-
-def test_a_flipped_bit_is_found_out(pack, tmp_path):
-    data = bytearray(zipped({"a.txt": np.random.default_rng(0).bytes(5000)}))
-    data[2000] ^= 1
-    with refused("a.zip", "cannot be unpacked"):
-        extract(pack(bytes(data)), tmp_path / "out", text_only, PASSWORD)
-    assert not (tmp_path / "out" / "texts" / "a.txt").exists()
-
-
-def test_a_name_that_is_no_text_is_told(pack, tmp_path):
-    data = zipped({"\u00e9.txt": b"A"}).replace("\u00e9".encode(), b"\xff\xff")
-    with refused("a.zip", "cannot be unpacked"):
-        extract(pack(data), tmp_path / "out", text_only, PASSWORD)
-
-
-def test_a_member_that_is_no_gzip_is_told(pack, tmp_path):
-    with refused("a.zip", "cannot be unpacked"):
-        extract(pack(zipped({"b.txt.gz": b"plain"})), tmp_path / "out", text_only, PASSWORD)
-
-
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt", "c:evil.txt"]
-)
-@pytest.mark.parametrize("wanted", [True, False], ids=["wanted", "not wanted"])
-def test_a_path_that_leads_elsewhere_condemns_the_archive(name, wanted, pack, tmp_path):
-    name = name if wanted else name.replace(".txt", ".jpg")
-    with refused("a.zip", "leads out of its folder", "not what was published"):
-        extract(pack(zipped({"a.txt": b"A", name: b"evil"})), tmp_path / "out", text_only, PASSWORD)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
-
-
-def test_a_link_condemns_the_archive(pack, tmp_path):
-    pytest.importorskip("pyzipper")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        link = zipfile.ZipInfo("a.txt")
-        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(link, "/etc/passwd")
-    with refused("a.zip", "a link or device"):
-        extract(pack(buffer.getvalue()), tmp_path / "out", text_only, PASSWORD)
-    assert not (tmp_path / "out").exists()
-
-
-def test_two_members_for_one_file_condemn_the_archive(pack, tmp_path):
-    with refused("a.zip", "texts/a.txt more than once"):
-        extract(pack(zipped({"x/a.txt": b"A", "y/a.txt": b"B"})), tmp_path / "out", text_only, PASSWORD)
-
-
-def test_an_archive_of_other_things_is_told(pack, tmp_path):
-    with refused("a.zip", "none of the expected files"):
-        extract(pack(zipped({"c.jpg": b"no"})), tmp_path / "out", text_only, PASSWORD)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_a_bomb_is_stopped(name, pack, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_BYTES", 2_000_000)
-    bomb = b"\0" * 10_000_000
-    with refused("a.zip", "unpacks to more than"):
-        extract(
-            pack(zipped({name: gzip.compress(bomb) if name.endswith("gz") else bomb})), tmp_path, text_only, PASSWORD
-        )
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.zip"]
-
-
-def test_many_small_members_are_a_bomb_too(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_BYTES", 100)
-    with refused("a.zip", "unpacks to more than"):
-        extract(pack(zipped({f"{i}.txt": b"x" * 30 for i in range(4)})), tmp_path, text_only, PASSWORD)
-
-
-def test_a_full_disk_leaves_no_half_member(pack, tmp_path):
-    archive = pack(zipped({"a.txt": BODY}))
-    with full_disk(1000), refused("texts/a.txt", "cannot be written"):
-        extract(archive, tmp_path / "out", text_only, PASSWORD)
-    assert contents(tmp_path / "out") == {}
-
-
-def test_missing_extras_are_named(pack, tmp_path, monkeypatch):
-    archive = pack(zipped({"a.txt": b"A"}))
-    monkeypatch.setitem(sys.modules, "pyzipper", None)
-    with refused("pip install 'hifusion[download]'"):
-        extract(archive, tmp_path, text_only, PASSWORD)
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with refused("pip install 'hifusion[download]'"):
         fetch_json("http://127.0.0.1/")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
-@given(st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), min_size=1, max_size=4))
-def test_any_damage_is_one_line_or_harmless(tmp_path, changes):
-    data = bytearray(zipped({"a.txt": b"A" * 50, "b.txt.gz": gzip.compress(b"BB")}))
-    for place, value in changes:
-        data[place % len(data)] = value
-    (tmp_path / "a.zip").write_bytes(data)
-    with suppress(InputError):
-        extract(tmp_path / "a.zip", tmp_path / "out", text_only, PASSWORD)
-    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} <= {tmp_path, tmp_path / "out" / "texts"}
-
-
 # Data sets
 
 
-def her2st_archives(root: Path) -> dict[str, bytes]:
+def her2st_archives(
+    root: Path, pack: Callable[[Members, str], bytes] = zipped, suffix: str = ".zip"
+) -> dict[str, bytes]:
     """The four archives of the record, made of a small her2st folder; gives them by name."""
     data, packed = root / "data", {}
     read = {
@@ -447,11 +299,11 @@ def her2st_archives(root: Path) -> dict[str, bytes]:
     counts = {f"count-matrices/{s}.tsv.gz": (data / "ST-cnts" / f"{s}.tsv.gz").read_bytes() for s in read}
     images = {f"images/HE/{s}.jpg": (data / "ST-imgs" / s[0] / s / f"{s}_HE.jpg").read_bytes() for s in read}
     known = DATASETS["her2st"].archives
-    packed["count-matrices.zip"] = counts
-    packed["spot-selections.zip"] = {f"{s}_selection.tsv.gz": gzip.compress(table) for s, table in read.items()}
-    packed["meta.zip"] = {"A1_labeled_coordinates.tsv": b"\tx\ty\n"}
-    packed["images.zip"] = images | {"images/annotation/A1.jpg.txt": b"?", "__MACOSX/._A1.jpg": b"?"}
-    return {name: zipped(members, known[name].password) for name, members in packed.items()}
+    packed["count-matrices"] = counts
+    packed["spot-selections"] = {f"{s}_selection.tsv.gz": gzip.compress(table) for s, table in read.items()}
+    packed["meta"] = {"A1_labeled_coordinates.tsv": b"\tx\ty\n"}
+    packed["images"] = images | {"images/annotation/A1.jpg.txt": b"?", "__MACOSX/._A1.jpg": b"?"}
+    return {name + suffix: pack(members, known[name].password) for name, members in packed.items()}
 
 
 def serve_zenodo(host: Host, packed: dict[str, bytes]) -> None:
@@ -469,14 +321,17 @@ def serve_zenodo(host: Host, packed: dict[str, bytes]) -> None:
 
 
 @pytest.fixture
-def zenodo(host, tmp_path):
+def zenodo(host, tmp_path, request):
     write_her2st(tmp_path / "made")
-    packed = her2st_archives(tmp_path / "made")
+    packed = her2st_archives(tmp_path / "made", *getattr(request, "param", ()))
     shutil.rmtree(tmp_path / "made")
     serve_zenodo(host, packed)
     return host
 
 
+@pytest.mark.parametrize(
+    "zenodo", [(zipped, ".zip"), (sevenzipped, ".7z"), (locked_7z, ".7z"), (sevenzipped, ".zip")], indirect=True
+)
 def test_her2st_lands_in_the_layout_of_its_reader(zenodo, tmp_path):
     out = download("her2st", tmp_path / "h", host=zenodo.address)
     assert her2st.lacks(out) == "" and her2st.names(out) == ["A1", "A2", "B1"]
@@ -493,8 +348,9 @@ def test_the_receipt_says_licence_citation_and_digests(zenodo, tmp_path):
     assert said["files"]["meta.zip"]["digest"] == f"md5:{hashlib.md5(served).hexdigest()}"
 
 
-def test_a_missing_extra_is_named_before_anything_is_asked_for(zenodo, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyzipper", None)
+@pytest.mark.parametrize("module", ["pyzipper", "py7zr"])
+def test_a_missing_extra_is_named_before_anything_is_asked_for(module, zenodo, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
     with refused("pip install 'hifusion[download]'"):
         download("her2st", tmp_path / "h", host=zenodo.address)
     assert not any(served.asked for served in zenodo.paths.values())
@@ -521,6 +377,15 @@ def test_an_interrupted_data_set_goes_on_with_what_is_missing(zenodo, tmp_path, 
     assert images.asked[-1] == "bytes=24000-"
 
 
+def test_of_an_archive_in_two_containers_the_smaller_is_asked_for(host, tmp_path):
+    root = write_her2st(tmp_path / "made")
+    both = her2st_archives(root) | her2st_archives(root, suffix=".7z")
+    serve_zenodo(host, both | {"images.7z": both["images.7z"] + bytes(1000)})
+    download("her2st", tmp_path / "h", host=host.address)
+    asked = {path.split("/")[-2]: bool(served.asked) for path, served in host.paths.items() if "/files/" in path}
+    assert asked["images.zip"] and not asked["images.7z"] and sum(asked.values()) == 4
+
+
 def test_a_file_that_was_lost_is_fetched_again(zenodo, tmp_path):
     out = download("her2st", tmp_path / "h", host=zenodo.address)
     lost = out / "data" / "ST-cnts" / "A2.tsv.gz"
@@ -539,20 +404,23 @@ def test_a_wrong_digest_leaves_nothing_unpacked(zenodo, tmp_path):
 
 
 def test_another_password_than_the_published_is_one_line(zenodo, tmp_path):
-    serve_zenodo(
-        zenodo, {name: zipped({"A1.tsv.gz": b"", "A1.jpg": b""}, "other") for name in DATASETS["her2st"].archives}
-    )
-    with refused("Bad password"):
+    members = {"A1.tsv.gz": b"", "A1.jpg": b""}
+    serve_zenodo(zenodo, {f"{name}.zip": zipped(members, "other") for name in DATASETS["her2st"].archives})
+    with refused("another password", "Bad password"):
         download("her2st", tmp_path / "h", host=zenodo.address)
 
 
 @pytest.mark.parametrize(
     "answer, words",
     [
-        ({"files": []}, "lists 0 of the 4 files"),
+        ({"files": []}, "lists 0 of the 4 files that are needed (no count-matrices, spot-selections, meta, images, as"),
         ({"message": "gone"}, "does not list files as it used to"),
         ([1, 2], "does not list files as it used to"),
         ({"files": [{"key": "images.zip", "size": 5, "checksum": "md5:00", "links": {"self": "x"}}]}, "1 of the 4"),
+        (
+            {"files": [{"key": "images.rar", "size": 5, "checksum": "md5:00", "links": {"self": "x"}}]},
+            "images, as .zip or .7z; it lists images.rar)",
+        ),
         ({"files": [{"key": "../x", "size": 5, "checksum": "md5:00", "links": {"self": "x"}}]}, "no usable file"),
     ],
 )
@@ -597,7 +465,7 @@ def test_stdata_of_which_the_list_lacks_a_file_is_told(host, tmp_path):
 def test_progress_counts_megabytes_of_the_whole(zenodo, tmp_path):
     seen = []
     download("her2st", tmp_path, host=zenodo.address, progress=lambda *now: seen.append(now))
-    assert {name for name, _, _ in seen} == {f"{name} (MB)" for name in DATASETS["her2st"].archives}
+    assert {name for name, _, _ in seen} == {f"{name}.zip (MB)" for name in DATASETS["her2st"].archives}
     done = [done for _, done, _ in seen]
     assert done == sorted(done) and {total for _, _, total in seen} == {1}
 
@@ -630,12 +498,12 @@ def test_each_data_set_says_whose_it_is(name):
 @pytest.mark.parametrize(
     "archive, member, path",
     [
-        ("count-matrices.zip", "count-matrices/C3.tsv.gz", "data/ST-cnts/C3.tsv.gz"),
-        ("spot-selections.zip", "C3_selection.tsv.gz", "data/ST-spotfiles/C3_selection.tsv"),
-        ("meta.zip", "G2_labeled_coordinates.tsv", "data/ST-pat/lbl/G2_labeled_coordinates.tsv"),
-        ("images.zip", "images/HE/C3.jpg", "data/ST-imgs/C/C3/C3.jpg"),
-        ("images.zip", "images/HE/._C3.jpg", None),
-        ("images.zip", "images/annotation/C3_annotated.jpg", None),
+        ("count-matrices", "count-matrices/C3.tsv.gz", "data/ST-cnts/C3.tsv.gz"),
+        ("spot-selections", "C3_selection.tsv.gz", "data/ST-spotfiles/C3_selection.tsv"),
+        ("meta", "G2_labeled_coordinates.tsv", "data/ST-pat/lbl/G2_labeled_coordinates.tsv"),
+        ("images", "images/HE/C3.jpg", "data/ST-imgs/C/C3/C3.jpg"),
+        ("images", "images/HE/._C3.jpg", None),
+        ("images", "images/annotation/C3_annotated.jpg", None),
     ],
 )
 def test_members_of_the_her2st_archives_go_where_the_reader_looks(archive, member, path):

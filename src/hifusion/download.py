@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hifusion import files
-from hifusion.archives import extract, require_pyzipper
+from hifusion.archives import extract, require_unpackers
 from hifusion.errors import InputError
 from hifusion.transfer import RemoteFile, fetch, fetch_json
 
+CONTAINERS = (".zip", ".7z")  # names an archive may end with
 RECEIPT = "dataset.json"  # what was downloaded from where, its licence and citation
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +57,7 @@ class Dataset:
     n_files
         How many files the listing must have, at least.
     archives
-        By file name; empty where the files are taken as they are.
+        By file name, less what it ends with (:data:`CONTAINERS`); empty where the files are taken as they are.
     reader
         The layout it is read as (``hifusion.readers``).
     """
@@ -86,8 +87,8 @@ def _mendeley_files(listing: Any) -> list[RemoteFile]:
     ]
 
 
-# The passwords stand in the README of github.com/almaan/her2st (commit 85df7411, "Data access"). It says 7z, which
-# is the program: what public code opens are zips encrypted with AES (WinZip's method 99).
+# The passwords stand in the README of github.com/almaan/her2st (commit 85df7411, "Data access"). It says 7z; public
+# code opens zips encrypted with AES (WinZip's method 99). Either is taken.
 _DATA, _META = "zNLXkYk3Q9znUseS", "yUx44SzG6NdB32gY"
 
 DATASETS: dict[str, Dataset] = {
@@ -104,14 +105,14 @@ DATASETS: dict[str, Dataset] = {
         read_listing=_zenodo_files,
         n_files=4,
         archives={
-            "count-matrices.zip": Archive(_DATA, r"([A-H][1-6])\.tsv\.gz", "data/ST-cnts/{0}.tsv.gz"),
-            "spot-selections.zip": Archive(
+            "count-matrices": Archive(_DATA, r"([A-H][1-6])\.tsv\.gz", "data/ST-cnts/{0}.tsv.gz"),
+            "spot-selections": Archive(
                 _META, r"([A-H][1-6])_selection\.tsv\.gz", "data/ST-spotfiles/{0}_selection.tsv"
             ),
-            "meta.zip": Archive(
+            "meta": Archive(
                 _META, r"([A-H][1-6])_labeled_coordinates\.tsv", "data/ST-pat/lbl/{0}_labeled_coordinates.tsv"
             ),
-            "images.zip": Archive(_DATA, r"([A-H][1-6])\.jpg", "data/ST-imgs/{0[0]}/{0}/{0}.jpg"),
+            "images": Archive(_DATA, r"([A-H][1-6])\.jpg", "data/ST-imgs/{0[0]}/{0}/{0}.jpg"),
         },
     ),
     "stdata": Dataset(
@@ -157,7 +158,7 @@ def download(name: str, out: Path, *, host: str | None = None, progress: Progres
     if done.get("complete") and done["files"] and all(_is_there(out, entry) for entry in done["files"].values()):
         return out
     if dataset.archives:
-        require_pyzipper()  # before the long wait
+        require_unpackers()  # before the long wait
     source = (host or dataset.host) + dataset.listing
     listed = _listed(dataset, source)
     total = sum(file.size for file in listed)
@@ -175,7 +176,7 @@ def download(name: str, out: Path, *, host: str | None = None, progress: Progres
 
 def _get(dataset: Dataset, file: RemoteFile, out: Path, report: Callable[[int], None]) -> dict[str, int]:
     """Download one file, take it apart where it is an archive; gives the size of each file it became."""
-    archive = dataset.archives.get(file.name)
+    archive = dataset.archives.get(_stem(file))
     if archive is None:
         return {file.name: fetch(file, out, report).stat().st_size}
     folder = out / ".archives"
@@ -191,20 +192,33 @@ def _listed(dataset: Dataset, source: str) -> list[RemoteFile]:
     """The files to get, the small ones first: what is wrong with the rest shows before the long wait."""
     answer = fetch_json(source)
     try:
-        listed = [file.checked(source) for file in dataset.read_listing(answer)]
-        listed.sort(key=lambda file: file.size)
+        listed = sorted((file.checked(source) for file in dataset.read_listing(answer)), key=lambda file: file.size)
     except (LookupError, TypeError) as error:
         raise InputError(
             f"{source}: does not list files as it used to; download by hand from doi.org/{dataset.doi}"
         ) from error
-    if dataset.archives:
-        listed = [file for file in listed if file.name in dataset.archives]
-    if len({file.name for file in listed}) < dataset.n_files:
+    wanted: dict[str, RemoteFile] = {}
+    for file in listed:
+        stem = _stem(file)
+        if stem in dataset.archives or not dataset.archives:
+            wanted.setdefault(stem, file)
+    if len(wanted) < dataset.n_files:
+        lacks = ", ".join(stem for stem in dataset.archives if stem not in wanted)
+        there = ", ".join(file.name for file in listed)[:200] or "nothing"
+        which = f" (no {lacks}, as {' or '.join(CONTAINERS)}; it lists {there})" if lacks else ""
         raise InputError(
-            f"{source}: lists {len(listed)} of the {dataset.n_files} files that are needed; download by hand from "
-            f"doi.org/{dataset.doi}"
+            f"{source}: lists {len(wanted)} of the {dataset.n_files} files that are needed{which}; download by hand "
+            f"from doi.org/{dataset.doi}"
         )
-    return listed
+    return list(wanted.values())
+
+
+def _stem(file: RemoteFile) -> str:
+    """Its name, less what says how it is packed."""
+    for container in CONTAINERS:
+        if file.name.endswith(container):
+            return file.name.removesuffix(container)
+    return file.name
 
 
 def _read_receipt(out: Path, dataset: Dataset) -> dict[str, Any]:
