@@ -52,7 +52,7 @@ def extract(archive: Path, out: Path, place: Callable[[str], str | None], passwo
         that is out for harm: paths that lead elsewhere, links, two members for one file, more than :data:`MOST_BYTES`.
     """
     require_unpackers()
-    import pyzipper  # type: ignore
+    import pyzipper
 
     # What pyzipper and gzip let through from damaged data, by trying thousands of it; RuntimeError is a wrong password.
     damaged = (

@@ -93,7 +93,8 @@ def _section_info(path: Path) -> dict[str, Any]:
 
 
 def _slide_info(path: Path) -> dict[str, Any]:
-    return Slide(path).facts()
+    with Slide(path) as slide:
+        return slide.facts()
 
 
 _FOLDERS: dict[str, Callable[[Path], dict[str, Any]]] = {

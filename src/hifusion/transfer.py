@@ -170,7 +170,7 @@ def _headers() -> dict[str, str]:
 
 def _pooch() -> Any:
     try:
-        import pooch  # type: ignore[import-untyped]
+        import pooch
     except ImportError as error:
         raise InputError("downloads need pooch; pip install 'hifusion[download]'") from error
     pooch.get_logger().setLevel(logging.WARNING)  # progress is told by the caller
