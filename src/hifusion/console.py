@@ -38,14 +38,15 @@ def show(facts: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        shown = (
-            ", ".join(f"{k} {v}" for k, v in value.items())
-            if isinstance(value, dict)
-            else ", ".join(map(str, value))
-            if isinstance(value, list)
-            else value
-        )
-        typer.echo(f"{key:{width}}  {shown}")
+        typer.echo(f"{key:{width}}  {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ("; " if value and isinstance(value[0], dict) else ", ").join(map(_plain, value)) or "none"
+    return "not known" if value is None else str(value)
 
 
 class _Rate(ProgressColumn):

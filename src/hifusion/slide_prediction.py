@@ -34,6 +34,7 @@ from hifusion.slide import Slide
 from hifusion.tissue import TissueMask, find_tissue, read_mask, write_mask
 
 Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
+FINE_ENOUGH = 0.8  # slide pixels per patch pixel: below, a patch shows less than those of training did
 PROBE_BATCHES = 3  # timed for the estimate, after one that warms up
 
 
@@ -112,19 +113,25 @@ def plan_slide(
         spot_diameter_um=spots["spot_diameter_um"],
         kind=lattice or spots["lattice"],
     )
-    shown_um = run.recipe.model.spot_px * patch_shrink(run, section) * scale
+    shrink, genes = patch_shrink(run, section), len(run.panel.genes)
+    patch_um = run.recipe.model.spot_px * shrink * scale
     rate = _spots_per_second(run, section, average_symmetries, workers)
-    genes = len(run.panel.genes)
+    coarse = (
+        f"the slide has {scale:.3g} um per pixel, training had {scale * shrink:.3g}: patches are enlarged and "
+        "lack detail it relies on"
+    )
     facts = {
         "run": run.id,
         "slide": str(slide.path),
         "size_px": list(slide.size_px),
         "mpp": scale,
+        "mpp_source": slide.mpp_source,
+        "warning": coarse if shrink < FINE_ENOUGH else "none",
         "tissue": tissue.how,
         "tissue_mm2": round(float(tissue.mask.mean() * np.prod(np.array(slide.size_px) * scale / 1000)), 3),
         "lattice": lattice or spots["lattice"],
         "pitch_um": stride_um or spots["pitch_um"],
-        "patch_um": round(shown_um, 1),
+        "patch_um": round(patch_um, 1),
         "averaged_overlaps": stride_um is not None,
         "averaged_symmetries": average_symmetries,
         "spots": section.n_obs,
@@ -135,7 +142,7 @@ def plan_slide(
         "memory_gib": round(_peak_gib() + 3 * 4 * section.n_obs * genes / 2**30, 1),
         "disk_mib": round(2 * 4 * section.n_obs * genes / 2**20 + 2, 1),
     }
-    return SlidePlan(slide, tissue, section, shown_um if stride_um is not None else None, facts)
+    return SlidePlan(slide, tissue, section, patch_um if stride_um is not None else None, facts)
 
 
 def predict_slide(
