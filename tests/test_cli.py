@@ -13,6 +13,7 @@ from fabricate import contents, full_disk, write_her2st
 from hifusion import cli
 from hifusion.section import read_section
 from test_evaluation import SMALL
+from test_slide_prediction import draw_slide
 
 SETTINGS = [word for override in SMALL for word in ("--set", override)]
 RECIPE = ["--recipe", "tiny", *SETTINGS]
@@ -55,7 +56,8 @@ def test_from_run_to_predicted_section_to_picture(work, tmp_path, monkeypatch, c
     assert "counts" not in found.layers
     assert run("plot", predicted, "-o", picture, monkeypatch=monkeypatch) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "26 spots x 10 genes, log_share" in capsys.readouterr().out
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    assert (told["spots"], told["genes"], told["normalisation"]) == ("26", "10", "log_share")
 
 
 def test_json_of_an_evaluation_has_the_asked_models_scores_at_the_top(work, monkeypatch, capsys):
@@ -86,6 +88,34 @@ def test_info_tells_the_size_of_a_slide(work, monkeypatch, capsys):
     assert "dpi" in found["mpp_source"]
 
 
+def test_raw_data_becomes_sections_and_they_a_store(work, tmp_path, monkeypatch, capsys):
+    words = ["import", work / "raw", "-o", tmp_path / "sections", "--sections", "A1,B2", "--patient", "B2=Z"]
+    assert run(*words, monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "sections" / f"{name}.h5ad") for name in ("A1", "B2")]
+    store = ["prepare", tmp_path / "sections", tmp_path / "store", "--region-px", "32", "--json"]
+    assert run(*store, monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["with_regions"] == ["A1"]
+    assert json.loads((tmp_path / "store" / "store.json").read_text())["sections"]["B2"]["patient"] == "Z"
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(work, tmp_path, monkeypatch, capsys):
+    picture = draw_slide(tmp_path / "slide.png")
+    words = ["predict", work / "run", picture, "--mpp", "5", "--dry-run", "--json"]
+    assert run(*words, monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["spots"] > 50
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.png"]
+
+
+def test_from_slide_to_prediction_to_other_programs(work, tmp_path, monkeypatch, capsys):
+    picture, out = draw_slide(tmp_path / "slide.png"), tmp_path / "out"
+    assert run("predict", work / "run", picture, "-o", out, "--mpp", "5", "--json", monkeypatch=monkeypatch) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["spots"] == read_section(out / "section.h5ad").n_obs
+    table = tmp_path / "table.csv"
+    assert run("export", out / "section.h5ad", "-o", table, "--genes", "GENE29", monkeypatch=monkeypatch) == 0
+    assert len(table.read_text().splitlines()) == told["spots"] + 1
+
+
 def test_doctor_names_versions_and_device(monkeypatch, capsys):
     assert run("doctor", "--json", monkeypatch=monkeypatch) == 0
     found = json.loads(capsys.readouterr().out)
@@ -106,16 +136,29 @@ def test_doctor_names_versions_and_device(monkeypatch, capsys):
         (["train", "{work}/store", "-o", "{work}/run", "--sections", "A1", *RECIPE], "--resume"),
         (["predict", "{work}/store", "{work}/store/sections/A2.h5ad", "-o", "{out}"], "no run folder"),
         (["predict", "{work}/run", "{work}/store/sections/B2.h5ad", "-o", "{out}"], "--image"),
-        (["predict", "{work}/run", "{work}/store/store.json", "-o", "{out}"], "cannot be read"),
+        (["predict", "{work}/run", "{work}/store/store.json", "-o", "{out}"], "not a readable image"),
         (["evaluate", "--data", "{work}/store", "--protocol", "first_section", "--seeds", "one"], "--seeds"),
         (["plot", "{work}/raw", "-o", "{out}/maps.png"], "raw"),
         (["info", "{work}/nowhere"], "no such file"),
+        (["import", "{work}/run", "-o", "{out}"], "visium: needs"),
+        (["import", "{work}/raw", "-o", "{out}", "--format", "visum"], "use one of"),
+        (["import", "{work}/raw", "-o", "{out}", "--image", "A1"], "NAME=VALUE"),
+        (["download", "her2", "-o", "{out}"], "nearest"),
+        (["export", "{work}/store/sections/A2.h5ad", "-o", "{out}/a.docx"], "no format"),
+        (["export", "{work}/store/sections/A2.h5ad", "-o", "{out}/a.csv", "--genes", "GENE"], "nearest of 30: GENE29"),
+        (["predict", "{work}/run", "{image}", "-o", "{out}"], "--mpp"),
+        (["predict", "{work}/run", "{image}", "-o", "{out}", "--mpp", "-1"], "--mpp"),
+        (["predict", "{work}/run", "{image}", "-o", "{out}", "--mpp", "2.8", "--lattice", "round"], "hexagonal"),
+        (["predict", "{work}/run", "{image}", "--mpp", "2.8"], "-o"),
+        (["predict", "{work}/run", "{work}/store/sections/A2.h5ad", "-o", "{out}", "--stride-um", "50"], "for a slide"),
     ],
 )
 def test_bad_input_is_one_line_exit_2_and_leaves_nothing(work, tmp_path, words, said, monkeypatch, capsys):
     out = tmp_path / "out"
     before = contents(work)
-    assert run(*[word.format(work=work, out=out) for word in words], monkeypatch=monkeypatch) == 2
+    image = next((work / "raw").rglob("*.jpg"))
+    words = [word.format(work=work, out=out, image=image) for word in words]
+    assert run(*words, monkeypatch=monkeypatch) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("hifusion: ")

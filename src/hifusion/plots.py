@@ -23,7 +23,6 @@ from hifusion.section import read_section
 
 MARKERS = ("ERBB2", "KRT19", "CD74", "TMSB10")  # the genes of the paper's maps
 CMAP = "magma"  # even steps of lightness, and readable with any kind of colour vision
-NOVELTY_CMAP = "RdYlBu_r"  # 1 in the middle: below is known ground, above is not; readable with any colour vision
 # Models in the order of tables and panels: the floor first, networks (all other names) last.
 ORDER = ("train_mean", "own_mean", "depth", "ridge", "kernel_ridge", "shuffled")
 # Formats by suffix, and what keeps the date out of the file: the same input gives the same bytes.
@@ -180,21 +179,6 @@ def map_gene(
         bar = ax.figure.colorbar(spots, ax=ax, shrink=0.7, extend="both")
         bar.set_label(plain(section.uns["hifusion"]["normalisation"]), parse_math=False)
     return ax
-
-
-def plot_novelty(section: AnnData, out: Path, *, dpi: int = 150) -> Path:
-    """Draw how unlike the training spots each predicted spot is, to a .png, .svg or .pdf; returns ``out``."""
-    check_out(out, dpi)
-    values = section.obs["novelty"].to_numpy(dtype=np.float64)
-    figure = Figure(figsize=(5.6, 4.6), facecolor="white", layout="constrained")
-    ax = figure.add_subplot()
-    known = values[np.isfinite(values)]
-    share = f"{(known > 1).mean():.0%} of spots above 1" if known.size else "not known to this run"
-    map_gene(section, "novelty", ax=ax, values=values, cmap=NOVELTY_CMAP, vmin=0, vmax=2, title=f"Novelty: {share}")
-    spots = next(one for one in ax.collections if isinstance(one, EllipseCollection))
-    bar = figure.colorbar(spots, ax=ax, shrink=0.7, extend="max")
-    bar.set_label("above 1: more unlike than 95 % of held-out training spots", fontsize=8)
-    return save(figure, out, dpi)
 
 
 def _draw_row(

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from hifusion import files, overlays, plots
+from hifusion import files, overlays
 from hifusion.checkpoint import Run
 from hifusion.data import slide_regions
 from hifusion.errors import InputError
@@ -110,7 +110,7 @@ def plan_slide(
         tissue,
         mpp=scale,
         pitch_um=stride_um or spots["pitch_um"],
-        spot_diameter_um=spots["spot_diameter_um"],
+        spot_diameter_um=min(spots["spot_diameter_um"], stride_um or spots["pitch_um"]),  # dense spots do not overlap
         kind=lattice or spots["lattice"],
     )
     shrink, genes = patch_shrink(run, section), len(run.panel.genes)
@@ -177,8 +177,8 @@ def predict_slide(
         out=out / "section.h5ad",
         progress=progress,
     )
-    plots.plot_genes(out / "section.h5ad", out / "maps.png")
-    plots.plot_novelty(predicted, out / "novelty.png")
+    overlays.draw_maps(predicted, out / "maps.png")
+    overlays.draw_novelty(predicted, out / "novelty.png")
     return predicted
 
 

@@ -20,7 +20,7 @@ MASK_UM = 8.0  # um per mask pixel
 MOST_MASK_PX = 4000  # longest side of a mask: 32 mm at 8 um; a larger slide gets a coarser one
 
 # Lengths in um; optical densities are decadic, over the glass. Chosen on ten public sections whose spots tell where the
-# tissue is (docs/tissue.md gives the figures); each may be a third lower or higher without a visible change.
+# tissue is; a third more or less of any costs at most 3 % of a section's spots (docs/geometry.md).
 _BLUR_UM, _GRAIN_UM, _SHADE_UM = 16.0, 56.0, 384.0
 _STAINED, _SURELY_STAINED = 0.012, 0.03  # mean density in green over that in red and blue
 _SMOOTH, _PALE, _PALE_STAIN = 0.01, 0.12, 0.06  # glass: local spread of density, density, stain
@@ -63,11 +63,15 @@ def find_tissue(slide: Slide, mpp: float | None = None) -> TissueMask:
     mpp
         um per full-resolution pixel; the slide's own where None.
     """
-    mpp = mpp or slide.require_mpp()
+    picture, um = small_picture(slide, mpp or slide.require_mpp())
+    return TissueMask(tissue_of(picture, um), slide.size_px, f"stain over local glass at {um:.3g} um/px")
+
+
+def small_picture(slide: Slide, mpp: float) -> tuple[np.ndarray, float]:
+    """The slide at about 8 um a pixel, uint8 ``(h, w, 3)``, and its um per pixel; coarser where the slide is huge."""
     longest = max(slide.size_px)
     picture = slide.thumbnail(min(MOST_MASK_PX, max(1, round(longest * mpp / MASK_UM))))
-    um = longest * mpp / max(picture.shape[:2])
-    return TissueMask(tissue_of(picture, um), slide.size_px, f"stain over local glass at {um:.3g} um/px")
+    return picture, longest * mpp / max(picture.shape[:2])
 
 
 def tissue_of(picture: np.ndarray, um: float) -> np.ndarray:
@@ -200,7 +204,7 @@ def read_mask(path: Path, slide: Slide) -> TissueMask:
             written_for = str(image.info.get("hifusion:slide", ""))
             mask = np.asarray(image.convert("L")) >= 128
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such mask; write one with `hifusion tissue`, or give none") from error
+        raise InputError(f"{path}: no such mask; give the tissue.png of a prediction, or none") from error
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as a picture; give a mask as PNG") from error
     (width, height), (rows, columns) = slide.size_px, mask.shape
