@@ -89,9 +89,13 @@ def write_pyramid(
     return path
 
 
-def tissue_painter(size_px: tuple[int, int], tile: int, tissue_px: int = 8000) -> Paint:
-    """A slide that is white but for a coloured disc so wide in its middle; levels agree but for its texture."""
-    texture = smooth_pixels(tile, tile) // 16 * 16  # in steps, so that it compresses
+def tissue_painter(
+    size_px: tuple[int, int], tile: int, tissue_px: int = 8000, texture: np.ndarray | None = None
+) -> Paint:
+    """A slide that is white but for a disc so wide in its middle, each tile of it ``texture``; levels agree but for
+    that."""
+    if texture is None:
+        texture = smooth_pixels(tile, tile) // 16 * 16  # in steps, so that it compresses
     radius = tissue_px / 2
 
     def paint(left: int, top: int, shrink: int) -> np.ndarray | None:

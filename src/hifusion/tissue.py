@@ -17,7 +17,7 @@ from hifusion.errors import InputError
 from hifusion.slide import Slide
 
 MASK_UM = 8.0  # um per mask pixel
-MOST_MASK_PX = 4000  # longest side of a mask: 32 mm at 8 um; a larger slide gets a coarser one
+MOST_MASK_PX = 2500  # longest side of a mask: 20 mm at 8 um; a larger slide gets a coarser one, so memory stays bounded
 
 # Lengths in um; optical densities are decadic, over the glass. Chosen on ten public sections whose spots tell where the
 # tissue is; a third more or less of any costs at most 3 % of a section's spots (docs/geometry.md).
