@@ -409,3 +409,15 @@ def test_broken_slides_are_one_line(wsi):
     for read in (lambda: broken.read_patch(10, 10, 8), broken.facts):
         with refused("openslide-unreadable.svs", "not a readable image"):
             read()
+
+
+def test_a_shrink_that_is_no_whole_number_weighs_pixels_by_the_part_covered(slide):
+    """2.5 px to one: along each axis two whole pixels and half of the one between two neighbours."""
+    patch, _ = slide.read_patch(20, 15, 4, shrink=2.5)
+    weights = np.zeros((4, 10))
+    for target in range(4):
+        low, high = 2.5 * target, 2.5 * (target + 1)
+        for pixel in range(10):
+            weights[target, pixel] = max(0.0, min(pixel + 1, high) - max(pixel, low)) / 2.5
+    expected = np.einsum("iy,jx,yxc->ijc", weights, weights, PIXELS[10:20, 15:25].astype(float))
+    np.testing.assert_allclose(patch, expected, rtol=0, atol=0.51)

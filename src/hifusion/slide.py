@@ -161,7 +161,7 @@ class Slide:
         x0, y0, x1, y1 = clipped_box(left, top, side, side, self.size_px)
         inside = np.clip([x0 - left, y0 - top, x1 - left, y1 - top], 0, side).astype(np.float64)
         level = self.image.sharp_level_for(side / size_px, left, top)
-        if level:
+        if level or (side > size_px and side % size_px):  # Pillow's box filter takes whole pixels only
             patch = self.image.read_area(level, left, top, side, side, (size_px, size_px))
         else:
             patch = self.read_region(left, top, side, side)
