@@ -9,7 +9,11 @@ from hypothesis import HealthCheck, settings
 REPO = Path(__file__).resolve().parents[1]
 
 # Set before anything imports torch: small arrays on many threads are slower than on a few. Subprocesses inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Beside other workers of pytest-xdist each has one core; idle threads sleep, since spinning would take the others'.
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(4, os.cpu_count() or 1))
+)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MPLBACKEND", "Agg")  # plots are written to files; a test machine has no display
 
 # Time depends on the machine, not on the code: a slow example is not a failure.

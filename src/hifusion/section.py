@@ -196,7 +196,9 @@ def write_section(section: AnnData, path: Path) -> None:
     validate_section(section, str(path))
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        anndata.io.write_elem(file, "/", section, dataset_kwargs={"compression": "lzf"})
+        # gzip gives the same bytes for the same section; LZF's depend on what its table found in memory.
+        compression = {"compression": "gzip", "compression_opts": 1}
+        anndata.io.write_elem(file, "/", section, dataset_kwargs=compression)
     files.write_bytes(path, buffer.getbuffer())
 
 
