@@ -86,11 +86,14 @@ def test_a_mask_without_an_outline_is_drawn(whole, slide, tmp_path):
     assert draw_tissue(slide, tissue, None, tmp_path / "tissue.png", dpi=40).is_file()
 
 
-def test_too_many_spots_are_told_and_not_drawn(slide, figures, tmp_path, monkeypatch):
+def test_of_too_many_spots_some_are_drawn_and_that_is_told(slide, figures, tmp_path, monkeypatch):
     monkeypatch.setattr(overlays, "MOST_DRAWN", 50)
-    draw_tissue(slide, find_tissue(slide), measured(slide.path), tmp_path / "tissue.png", dpi=40)
-    assert spots_in(figures[0]) == []
-    assert any("not drawn" in text.get_text() for text in figures[0].texts)
+    section = measured(slide.path)
+    draw_check(section, slide, [], tmp_path / "check.png", dpi=40)
+    (spots,) = spots_in(figures[0])
+    np.testing.assert_array_equal(spots.get_offsets(), section.obsm["spatial"][::3])
+    assert len(spots.get_array()) == len(spots.get_offsets())
+    assert figures[0].axes[0].get_xlabel() == "one spot in 3 is drawn"
 
 
 def test_what_cannot_be_drawn_to_is_refused_and_nothing_is_left(slide, tmp_path):

@@ -18,7 +18,7 @@ from hifusion.placement import LEAST_SPOTS, Placement, spacing, spots_of, try_pl
 from hifusion.slide import Slide
 
 # Evidence at which another placement is believed, in standard errors. Ten public sections, whole, thinned and cropped,
-# stayed below 1.1; turns and shifts put into them rose above 3.7 (docs/geometry.md).
+# stayed below 1.1; turns and whole shifts put into them rose above 3.7 (docs/geometry.md).
 ALARM = 3.0
 MOST_OFF = 0.1  # relative; scanners and grids differ by 1 to 5 %
 LEAST_ON_TISSUE, LEAST_CONTRAST = 0.7, 0.65

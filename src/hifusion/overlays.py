@@ -16,7 +16,7 @@ from hifusion.plots import CMAP, MARKERS, check_out, map_gene, save
 from hifusion.slide import Slide
 from hifusion.tissue import TissueMask
 
-MOST_DRAWN = 50_000  # spots; more are a grey veil, and take minutes
+MOST_DRAWN = 50_000  # spots; of more, which would take minutes, only every second, third, ... is drawn
 PICTURE_PX = 1600  # longest side of the slide's picture
 DPI = 150
 NOVELTY_CMAP = "RdYlBu_r"  # 1 in the middle; readable with any colour vision
@@ -41,11 +41,11 @@ def draw_check(section: AnnData, slide: Slide | None, findings: Sequence[str], o
     if "counts" in section.layers:
         counts = np.log1p(np.asarray(section.layers["counts"].sum(axis=1), dtype=np.float64).ravel())
     figure, ax = _page(section, slide, findings or ["nothing found"], _RED if findings else _GREEN)
-    spots = _draw_spots(ax, section)
+    spots, every = _draw_spots(ax, section)
     if counts is None:
         spots.set(facecolors="none", edgecolors="black")
     else:
-        spots.set(array=counts, cmap=colormaps[CMAP], clim=np.percentile(counts, [1, 99]), edgecolors="white")
+        spots.set(array=counts[::every], cmap=colormaps[CMAP], clim=np.percentile(counts, [1, 99]), edgecolors="white")
         bar = figure.colorbar(spots, cax=ax.inset_axes((1.02, 0.1, 0.03, 0.8)), extend="both")
         bar.set_label("log(1 + counts of all genes)", fontsize=8)
         bar.ax.tick_params(labelsize=7, length=2)
@@ -56,13 +56,12 @@ def draw_tissue(slide: Slide, tissue: TissueMask, section: AnnData | None, out: 
     """Draw the outline of the tissue of a slide, and the spots of a section where one is given; returns ``out``."""
     check_out(out, dpi)
     told = [f"{tissue.mask.mean():.1%} of the slide is tissue ({plain(tissue.how)})"]
-    drawn = section is not None and section.n_obs <= MOST_DRAWN
     if section is not None:
         pitch, diameter = (section.uns["hifusion"][fact] for fact in ("pitch_um", "spot_diameter_um"))
-        told.append(f"{section.n_obs:,} spots of {diameter:g} µm, {pitch:g} µm apart{'' if drawn else '; not drawn'}")
+        told.append(f"{section.n_obs:,} spots of {diameter:g} µm, {pitch:g} µm apart")
     figure, ax = _page(section, slide, told, "0.2")
-    if section is not None and drawn:
-        _draw_spots(ax, section).set(facecolors="none", edgecolors="black")
+    if section is not None:
+        _draw_spots(ax, section)[0].set(facecolors="none", edgecolors="black")
     if tissue.mask.any() and not tissue.mask.all():
         (right, down), (height, width) = tissue.shrink, tissue.mask.shape
         x, y = (np.arange(width) + 0.5) * right, (np.arange(height) + 0.5) * down
@@ -142,12 +141,17 @@ def _page(section: AnnData | None, slide: Slide | None, lines: Sequence[str], co
     return figure, ax
 
 
-def _draw_spots(ax: Axes, section: AnnData) -> EllipseCollection:
+def _draw_spots(ax: Axes, section: AnnData) -> tuple[EllipseCollection, int]:
+    """The spots at their true size, every n-th of them, and n."""
     facts = section.uns["hifusion"]
-    size = np.full(section.n_obs, facts["spot_diameter_um"] / facts["mpp"])
+    every = -(-section.n_obs // MOST_DRAWN)
+    centres = section.obsm["spatial"][::every]
+    size = np.full(len(centres), facts["spot_diameter_um"] / facts["mpp"])
     spots = EllipseCollection(
-        size, size, np.zeros(section.n_obs), units="xy", offsets=section.obsm["spatial"], offset_transform=ax.transData
+        size, size, np.zeros(len(centres)), units="xy", offsets=centres, offset_transform=ax.transData
     )
     spots.set(linewidths=0.3, rasterized=True)
     ax.add_collection(spots, autolim=False)
-    return spots
+    if every > 1:
+        ax.set_xlabel(f"one spot in {every} is drawn", fontsize=7)
+    return spots, every
