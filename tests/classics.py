@@ -1,6 +1,7 @@
 """Golden figures of the classic published networks: their fabricated weights and inputs, and how they are compared."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,3 +49,19 @@ def gradient_differences(ours: dict[str, float], expected: dict[str, Any]) -> di
     return {
         name: (ours[name], norm) for name, norm in reached.items() if not abs(ours[name] - norm) <= 1e-8 * norm + 1e-9
     }
+
+
+def share_left(model: nn.Module, error: Callable[[], Tensor], lr: float = 1e-2, steps: int = 40) -> float:
+    """Error after some steps of Adam over the error before, on one thread: networks this small gain nothing by more."""
+    threads, optimiser, history = torch.get_num_threads(), torch.optim.Adam(model.parameters(), lr=lr), []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(steps):
+            loss = error()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            history.append(loss.item())
+    finally:
+        torch.set_num_threads(threads)
+    return history[-1] / history[0]

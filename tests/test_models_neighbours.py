@@ -14,8 +14,9 @@ from hifusion.models.neighbours import GraphLayer, neighbour_graph
 
 @pytest.mark.parametrize("pruning, name", [("none", "graph_na"), ("grid", "graph_grid"), ("std", "graph_std")])
 def test_graph_agrees_with_the_published_code(golden_root, pruning, name):
-    expected = classics.figures(golden_root, "hist2st")
-    cut = classics.fabricator(golden_root).section_inputs(int(expected["seed"]), int(expected["spots"]))
+    fabricate, expected = classics.fabricator(golden_root), classics.figures(golden_root, "hist2st")
+    seed, spots, radius = int(expected["seed"]), int(expected["spots"]), expected["section_patch"].shape[-1] // 2
+    cut = fabricate.section_inputs(seed, spots, radius=radius)
     graph = neighbour_graph(torch.tensor(cut["loose"]), k=4, pruning=pruning)
     assert np.array_equal(graph, expected[name].astype(bool))
 

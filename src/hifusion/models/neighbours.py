@@ -43,7 +43,7 @@ def neighbour_graph(position: Tensor, k: int = 4, pruning: Pruning = "grid", rad
     for start in range(0, n, _ROWS):
         rows = torch.arange(start, min(start + _ROWS, n), device=position.device)
         square = (place[rows, None] - place[None]).square().sum(-1)
-        square[torch.arange(len(rows)), rows] = math.inf
+        square[rows - start, rows] = math.inf
         ordered, candidate = square.sort(stable=True, dim=1)
         distance = ordered[:, :k].sqrt()
         if pruning == "grid":
