@@ -48,7 +48,9 @@ def check_floats(what: str, tensor: Tensor) -> None:
 
 
 def check_position(position: Tensor, spots: int, positions: int) -> None:
-    """Refuse array coordinates that are not whole numbers in [0, `positions`), one pair for each spot."""
+    """Refuse array coordinates that are not whole numbers in [0, `positions`), one pair for each of `spots` > 0."""
+    if not spots:
+        raise InputError("region: it holds no spot; give at least one")
     check_shape("position", position, spots, 2)
     if position.is_floating_point() or position.dtype == torch.bool:
         raise InputError(f"position: dtype is {position.dtype}; give whole numbers, the array coordinates (x, y)")
