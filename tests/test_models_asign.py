@@ -1,6 +1,7 @@
 """ASIGN-2D and -3D against the published networks' figures; what the corrected form sees and what it must not see."""
 
 import copy
+import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,7 +105,7 @@ def loaded(fabricate: ModuleType, model: str, size: str, dtype: torch.dtype = to
     table = fabricate.shapes(f"{model}_{size}")
     genes, dim = table["gene_head_250.1.weight"]
     weights = peers.tensors(fabricate.state_dict(table, fabricate.SEED, -5.5), dtype)
-    side = 64  # of the fabricated images
+    side = inspect.signature(fabricate.asign_batch).parameters["image"].default
     config = AsignConfig(genes, dim, side, **({"form": "published", "dropout": 0.0} | changes))
     return NETWORKS[model][0].from_reference(weights, config).eval()
 

@@ -74,7 +74,8 @@ def golden(golden_root: Path) -> dict[str, Any]:
 def loaded(golden: dict[str, Any], dtype: torch.dtype) -> Triplex:
     """The authors' HER2+ network without dropout, as the figures were taken."""
     genes, dim = golden["shapes"]["fc.weight"]
-    config = TriplexConfig(genes, dim, fusion_dropout=0.0, section_dropout=0.0, neighbour_dropout=0.0)
+    side = golden["batch"]["image"].shape[-1]
+    config = TriplexConfig(genes, dim, side, fusion_dropout=0.0, section_dropout=0.0, neighbour_dropout=0.0)
     return Triplex.from_reference(peers.tensors(golden["weights"], dtype), config).eval()
 
 
