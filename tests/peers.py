@@ -24,6 +24,11 @@ def figures(golden_root: Path, model: str) -> dict[str, Any]:
         return dict(file)
 
 
+def seed_of(expected: dict[str, Any], fabricate: ModuleType) -> int:
+    """The seed that figures were made with: their own where they say it, else the fabricator's."""
+    return int(expected.get("seed", fabricate.SEED))
+
+
 def tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Arrays as tensors; floats in the given dtype."""
     return {name: torch.tensor(a).to(dtype) if a.dtype.kind == "f" else torch.tensor(a) for name, a in arrays.items()}

@@ -65,7 +65,8 @@ class AsignConfig:
         In [0, 1).
     encoder_batch
         Spots that the encoder sees at once. A larger section goes through in pieces, whose activations are computed
-        again for the gradients, so that a section of any size can be trained on. Batch statistics are then of a piece.
+        again for the gradients, so that a section of any size can be trained on. Batch statistics are then of a piece,
+        and enter the running ones twice.
 
     Raises
     ------
