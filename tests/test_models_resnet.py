@@ -1,6 +1,8 @@
 """The trunks take torchvision's weights by name, and give maps of the expected size."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hifusion.errors import InputError
-from hifusion.models.resnet import ENCODERS, BasicBlock, ResNet, _conv3x3, load_torchvision
+from hifusion.models.resnet import (
+    ENCODERS,
+    RESNET50,
+    BasicBlock,
+    Bottleneck,
+    ResNet,
+    _conv3x3,
+    imagenet_scaled,
+    load_torchvision,
+)
 
 
 def torchvision_resnet18() -> dict[str, Tensor]:
@@ -92,3 +103,41 @@ def test_gradients_are_finite_and_right_where_maps_shrink_to_one_pixel(dtype):
         found = torch.autograd.grad(y.float().square().sum(), block.conv1.weight)[0]
         assert torch.isfinite(found).all()
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_resnet50_has_the_names_and_size_of_torchvisions(golden_root: Path):
+    """BLEEP's published image encoder is a ResNet-50 without its classifier: 25,557,032 - 2,049,000 parameters."""
+    table = json.loads((golden_root / "bleep_reference_shapes.json").read_text())
+    prefix = "image_encoder.model."
+    expected = {name.removeprefix(prefix): shape for name, shape in table.items() if name.startswith(prefix)}
+    with torch.device("meta"):
+        trunk = ResNet(RESNET50, block=Bottleneck)
+    assert {name: list(value.shape) for name, value in trunk.state_dict().items()} == expected
+    assert sum(p.numel() for p in trunk.parameters()) == 23_508_032
+
+
+def test_a_bottleneck_trunk_takes_torchvisions_weights_and_gives_four_times_the_channels():
+    trunk = ResNet((1, 1, 1, 1), 2, Bottleneck).eval()
+    weights = {name: torch.rand(value.shape) for name, value in trunk.state_dict().items() if "num_batches" not in name}
+    load_torchvision(trunk, weights | {"fc.weight": torch.zeros(1000, 64)})
+    assert torch.equal(trunk.layer3[0].downsample[0].weight, weights["layer3.0.downsample.0.weight"])
+    assert trunk(torch.zeros(1, 3, 65, 33)).shape == (1, 64, 3, 2)
+
+
+def test_a_bottlenecks_3x3_convolution_takes_the_stride():
+    """Pixels that the first 1x1 convolution would skip, had it the stride, reach the branch."""
+    block = Bottleneck(4, 1, stride=2).eval()
+    torch.nn.init.ones_(block.conv2.weight)
+    torch.nn.init.ones_(block.conv1.weight)
+    torch.nn.init.ones_(block.conv3.weight)
+    torch.nn.init.zeros_(block.downsample[0].weight)
+    x = torch.zeros(1, 4, 4, 4)
+    x[:, :, 1, 1] = 1.0
+    assert block(x).shape == (1, 4, 2, 2) and (block(x)[0, 0] > 0).all()
+
+
+def test_imagenet_scaling_is_by_channel_and_in_the_networks_dtype():
+    pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    found = imagenet_scaled(pixels, torch.zeros(1, dtype=torch.float64))
+    expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-12)

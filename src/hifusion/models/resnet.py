@@ -1,16 +1,23 @@
-"""ResNet-10 and ResNet-18 trunks with torchvision's parameter names, and strict loading of named weights."""
+"""ResNet-10, -18 and -50 trunks with torchvision's parameter names, and strict loading of named weights."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifusion.errors import InputError
+from hifusion.models.inputs import z_scored
 
 ENCODERS: dict[str, tuple[int, ...]] = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Encoder name -> basic blocks in each of the four stages."""
+
+RESNET50: tuple[int, ...] = (3, 4, 6, 3)
+"""Bottlenecks in each of the four stages of ResNet-50."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of pixel / 255 per channel: what torchvision's ImageNet weights were trained with."""
 
 _NAMES_SHOWN = 6  # a wrong file may differ in every name: the message stays one readable line
 
@@ -18,21 +25,54 @@ _NAMES_SHOWN = 6  # a wrong file may differ in every name: the message stays one
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, (B, in, h, w) -> (B, out, h / stride, w / stride) (He et al. 2016)."""
 
+    expansion: ClassVar[int] = 1
+
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out_channels:
-            shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
+        self.downsample = _shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = torch.relu_(self.bn1(_conv3x3(self.conv1, x)))
         return torch.relu_(self.bn2(self.conv2(x)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution and a shortcut, (B, in, h, w) -> (B, 4 * channels, h / stride, w / stride).
+
+    The 3x3 convolution takes the stride, as torchvision's weights expect (the paper has it on the first 1x1).
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        out_channels = self.expansion * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = torch.relu_(self.bn1(self.conv1(x)))
+        x = torch.relu_(self.bn2(_conv3x3(self.conv2, x)))
+        return torch.relu_(self.bn3(self.conv3(x)) + shortcut)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """Projection of a block's input to its output's shape; None where they are the same already."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
 
 def _conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -47,25 +87,30 @@ def _conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class ResNet(nn.Module):
-    """Feature map of an image: (B, 3, H, W) -> (B, 8 * width, ceil(H / 32), ceil(W / 32)).
+    """Feature map of an image: (B, 3, H, W) -> (B, C, ceil(H / 32), ceil(W / 32)), C = 8 * width * block.expansion.
 
     Parameters
     ----------
     blocks
-        Basic blocks in each of the four stages, see `ENCODERS`.
+        Blocks in each of the four stages, see `ENCODERS` and `RESNET50`.
     width
-        Channels of the stem and first stage; each later stage doubles them.
+        Channels of the stem and of the first stage's 3x3 convolutions; each later stage doubles them.
+    block
+        What the stages are made of: `BasicBlock`, or `Bottleneck` for ResNet-50.
     """
 
-    def __init__(self, blocks: tuple[int, ...], width: int = 64):
+    def __init__(
+        self, blocks: tuple[int, ...], width: int = 64, block: type[BasicBlock] | type[Bottleneck] = BasicBlock
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(width, width, blocks[0], stride=1)
-        self.layer2 = _stage(width, 2 * width, blocks[1], stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks[2], stride=2)
-        self.layer4 = _stage(4 * width, 8 * width, blocks[3], stride=2)
+        wide = width * block.expansion
+        self.layer1 = _stage(block, width, width, blocks[0], stride=1)
+        self.layer2 = _stage(block, wide, 2 * width, blocks[1], stride=2)
+        self.layer3 = _stage(block, 2 * wide, 4 * width, blocks[2], stride=2)
+        self.layer4 = _stage(block, 4 * wide, 8 * width, blocks[3], stride=2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -75,9 +120,25 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, blocks: int, stride: int
+) -> nn.Sequential:
+    first, wide = block(in_channels, channels, stride), channels * block.expansion
+    return nn.Sequential(first, *(block(wide, channels, 1) for _ in range(blocks - 1)))
+
+
+def trunk_layout(width: int) -> torch.memory_format:
+    """Layout of a trunk's weights and images: channels last, the fast one, where the width allows it.
+
+    With channels that are no multiple of 16, oneDNN's 1x1 convolution on AVX-512 (torch 2.13) writes past its buffers
+    in channels-last training: the process crashes sooner or later.
+    """
+    return torch.contiguous_format if width % 16 else torch.channels_last
+
+
+def imagenet_scaled(pixels: Tensor, like: Tensor) -> Tensor:
+    """Pixels as torchvision's ImageNet weights want them: uint8 (B, 3, H, W) -> (B, 3, H, W) in the dtype of `like`."""
+    return z_scored(pixels, like.new_tensor(IMAGENET_MEAN), like.new_tensor(IMAGENET_STD))
 
 
 def load_torchvision(trunk: ResNet, state_dict: Mapping[str, Any]) -> None:
@@ -86,7 +147,8 @@ def load_torchvision(trunk: ResNet, state_dict: Mapping[str, Any]) -> None:
     Parameters
     ----------
     trunk
-        A ResNet of the same depth and width (torchvision's resnet18: `ENCODERS["resnet18"]`, width 64).
+        A ResNet of the same depth and width (torchvision's resnet18: `ENCODERS["resnet18"]`, width 64; its resnet50:
+        `RESNET50`, width 64, `Bottleneck`).
     state_dict
         Name -> tensor or numpy array. The classifier `fc.*` is ignored. Batch counters
         (`*.num_batches_tracked`) may be absent, as they are from torchvision's older ImageNet files.
