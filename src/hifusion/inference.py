@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hifusion.models.symmetries import eight_symmetries
+
 
 class SpotOutputs(NamedTuple):
     """What the network says of the spots of one batch."""
@@ -37,17 +39,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "32-true"
 
 
-def symmetries(region: Tensor) -> Iterator[Tensor]:
-    """The eight ways to lay a square patch, ``(B, 3, R, R)``: four quarter turns of it and of its mirror image.
-
-    Tissue has no up or left, so a prediction may be averaged over them. All commute with the centre crop.
-    """
-    for turns in range(4):
-        turned = region.rot90(turns, (2, 3))
-        yield turned
-        yield turned.flip(3)
-
-
 @torch.inference_mode()
 def forward_regions(
     model: nn.Module, regions: Iterable[Tensor], *, precision: str, average_symmetries: bool = False
@@ -63,13 +54,13 @@ def forward_regions(
     precision
         ``"bf16-mixed"`` or ``"32-true"``.
     average_symmetries
-        Mean over the eight :func:`symmetries`, at eight times the cost.
+        Mean over the eight flips and turns of a patch, at eight times the cost: tissue has no up or left.
     """
     device = next(model.parameters()).device
     model.eval()
     for region in regions:
         region = region.to(device)
-        views = list(symmetries(region)) if average_symmetries else [region]
+        views = list(eight_symmetries(region)) if average_symmetries else [region]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             outputs = [model(view) for view in views]
         mean = (
