@@ -129,7 +129,7 @@ def test_torch_is_not_loaded_by(statement):
 
 def test_every_verb_of_the_package_can_be_had():
     """The lazy names lead to functions that exist; `synth` is a module, so its function is reached through it."""
-    verbs = "h.prepare, h.train, h.evaluate, h.predict, h.plot, h.synth.write_cohort"
+    verbs = "h.prepare, h.train, h.evaluate, h.plan, h.predict, h.plot, h.import_sections, h.synth.write_cohort"
     assert _output_of(f"import hifusion as h; print(all(map(callable, [{verbs}])))") == "True"
 
 

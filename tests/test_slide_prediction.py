@@ -197,3 +197,33 @@ def test_a_predicted_section_of_a_slide_is_predicted_again_the_same(folder: Path
     section = folder / "out" / "section.h5ad"
     np.testing.assert_array_equal(api.predict(folder / "run", section).X, read_section(section).X)
     assert Slide(folder / "slide.png").size_px == SIZE_PX
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("slide", "mpp"),
+    [
+        ("wsi/CMU-1-Small-Region.svs", None),
+        ("wsi/RationAI-CMU-1-small.tiff", None),
+        ("mob_stutility/MOB1.jpg", 4.42),
+        ("her2st/data/ST-imgs/C/C3/5714_HE_BT_D1.jpg", 0.69),
+    ],
+)
+def test_a_real_slide_is_predicted_and_scanpy_draws_it_at_once(
+    folder: Path, data_root: Path, tmp_path: Path, slide: str, mpp: float | None
+) -> None:
+    """One gene over the slide's picture; a spot is drawn where its centre lies on the picture."""
+    import scanpy as sc
+
+    if not (data_root / slide).exists():
+        pytest.skip(f"{data_root / slide} is not there")
+    api.predict(folder / "run", data_root / slide, tmp_path / "out", mpp=mpp)
+    section = sc.read_h5ad(tmp_path / "out" / "section.h5ad")
+    assert section.n_obs > 10
+    (axes,) = sc.pl.spatial(section, color=section.var_names[0], show=False)
+    (entry,) = section.uns["spatial"].values()
+    outlines = [path.vertices for path in axes.collections[0].get_paths()]
+    drawn = np.vstack([(outline.min(axis=0) + outline.max(axis=0)) / 2 for outline in outlines])
+    expected = section.obsm["spatial"] * entry["scalefactors"]["tissue_hires_scalef"]
+    low, high = np.percentile(drawn, [0, 100], axis=0)
+    np.testing.assert_allclose([low, high], [expected.min(axis=0), expected.max(axis=0)], atol=2)

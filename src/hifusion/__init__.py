@@ -1,7 +1,8 @@
 """Spatial gene expression from H&E slides: prepare, train, evaluate, predict, look.
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
-instant and does not import torch: `synthesise`, `prepare`, `train`, `evaluate`, `predict`, `plot`, `info`, `doctor`.
+instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`, `plan`,
+`predict`, `export`, `plot`, `info`, `doctor`.
 """
 
 from importlib import import_module
@@ -11,7 +12,10 @@ from hifusion.errors import InputError
 
 __version__ = "0.1.0"
 
-_VERBS = ("doctor", "evaluate", "info", "plot", "predict", "prepare", "synthesise", "train")
+_VERBS = (
+    *("doctor", "download", "evaluate", "export", "import_sections", "info"),
+    *("plan", "plot", "predict", "prepare", "synthesise", "train"),
+)
 
 __all__ = ["InputError", "__version__", *_VERBS]
 
