@@ -150,6 +150,7 @@ def test_doctor_names_versions_and_device(monkeypatch, capsys):
         (["predict", "{work}/run", "{image}", "-o", "{out}", "--mpp", "-1"], "--mpp"),
         (["predict", "{work}/run", "{image}", "-o", "{out}", "--mpp", "2.8", "--lattice", "round"], "hexagonal"),
         (["predict", "{work}/run", "{image}", "--mpp", "2.8"], "-o"),
+        (["predict", "{work}/run", "{work}/store/sections/A2.h5ad", "--dry-run"], "is for a slide"),
         (["predict", "{work}/run", "{work}/store/sections/A2.h5ad", "-o", "{out}", "--stride-um", "50"], "for a slide"),
     ],
 )

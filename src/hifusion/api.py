@@ -218,6 +218,8 @@ def plan(
     workers: int = 0,
 ) -> SlidePlan:
     """What predicting a slide will do and cost; see :func:`hifusion.slide_prediction.plan_slide`."""
+    if Path(slide).suffix == ".h5ad":
+        raise InputError(f"{slide}: is a section, which has its own positions; a plan is for a slide")
     return slide_prediction.plan_slide(
         Run.open(run),
         Path(slide),
