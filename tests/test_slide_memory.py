@@ -46,4 +46,4 @@ def test_peak_memory_stays_under_3_gib_and_is_flat_once_the_mask_has_its_full_si
         spots.append(read_section(tmp_path / f"out{side}" / "section.h5ad").n_obs)
     assert max(peaks) < 3 * 1024, peaks
     assert peaks[2] < 1.15 * peaks[1], peaks
-    assert max(spots) < 1.1 * min(spots) and min(spots) > 200, spots
+    assert min(spots) > 200 and max(spots) < 1.4 * min(spots), spots  # how much of a drawn disc is tissue to the finder
