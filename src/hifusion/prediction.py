@@ -15,7 +15,7 @@ from hifusion.cohort import SectionView
 from hifusion.data import read_regions, slide_regions
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts, total_counts
-from hifusion.inference import best_device, forward_regions, predict_regions
+from hifusion.inference import SpotOutputs, best_device, forward_regions, predict_regions
 from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
@@ -88,13 +88,9 @@ def predict_section(
 
     def rows_from(first: int) -> Iterator[np.ndarray]:
         """Expression and novelty of the spots from ``first`` on, batches of float32 ``(B, G + 1)``."""
-        side, novelty, done = run.recipe.model.region_px, run.novelty, first
-        regions = slide_regions(
-            path, centres[first:], region_px=side, shrink=shrink, batch_size=batch_size, workers=workers
-        )
-        precision = run.facts["precision"]
-        for outputs in forward_regions(
-            run.network(best_device()), regions, precision=precision, average_symmetries=average_symmetries
+        novelty, done = run.novelty, first
+        for outputs in spot_outputs(
+            run, path, centres[first:], shrink, average_symmetries=average_symmetries, workers=workers
         ):
             unlike = novelty.of(outputs.embedding) if novelty else np.full(len(outputs.expression), np.nan)
             done += len(unlike)
@@ -124,6 +120,23 @@ def predict_section(
         predicted = finished(np.frombuffer(file.read(), dtype=np.float32).reshape(-1, columns))
         write_section(predicted, out)
     return predicted
+
+
+def spot_outputs(
+    run: Run, slide: Path, centres_px: np.ndarray, shrink: float, *, average_symmetries: bool, workers: int
+) -> Iterator[SpotOutputs]:
+    """What the run's network says of positions on a slide, batch by batch; arguments as :func:`predict_section`."""
+    recipe = run.recipe
+    regions = slide_regions(
+        slide,
+        centres_px,
+        region_px=recipe.model.region_px,
+        shrink=shrink,
+        batch_size=recipe.batch_size,
+        workers=workers,
+    )
+    network, precision = run.network(best_device()), run.facts["precision"]
+    return forward_regions(network, regions, precision=precision, average_symmetries=average_symmetries)
 
 
 def patch_shrink(run: Run, section: AnnData) -> float:

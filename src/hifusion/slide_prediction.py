@@ -25,11 +25,9 @@ from anndata import AnnData
 
 from hifusion import files, overlays
 from hifusion.checkpoint import Run
-from hifusion.data import slide_regions
 from hifusion.errors import InputError
-from hifusion.inference import best_device, forward_regions
 from hifusion.lattice import lattice_section
-from hifusion.prediction import patch_shrink, predict_section
+from hifusion.prediction import patch_shrink, predict_section, spot_outputs
 from hifusion.slide import Slide
 from hifusion.tissue import TissueMask, find_tissue, read_mask, write_mask
 
@@ -191,20 +189,8 @@ def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, work
     """Reading and network together, on patches from the middle of the section."""
     size = run.recipe.batch_size
     centres = section.obsm["spatial"][section.n_obs // 2 :][: size * (PROBE_BATCHES + 1)]
-    regions = slide_regions(
-        Path(section.uns["hifusion"]["image"]),
-        centres,
-        region_px=run.recipe.model.region_px,
-        shrink=patch_shrink(run, section),
-        batch_size=size,
-        workers=workers,
-    )
-    outputs = forward_regions(
-        run.network(best_device()),
-        regions,
-        precision=run.facts["precision"],
-        average_symmetries=average_symmetries,
-    )
+    slide, shrink = Path(section.uns["hifusion"]["image"]), patch_shrink(run, section)
+    outputs = spot_outputs(run, slide, centres, shrink, average_symmetries=average_symmetries, workers=workers)
     started = time.perf_counter()
     done = len(next(outputs).expression)
     if len(centres) > size:  # the first batch warms up

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hifusion.errors import InputError
 from hifusion.models.inputs import centre_patch, check_floats, check_shape, check_whole_numbers, z_scored
 from hifusion.models.published import AuthorsRecipe, published_names, unwrapped
-from hifusion.models.resnet import as_tensor, load_named
+from hifusion.models.resnet import IMAGENET_MEAN, IMAGENET_STD, as_tensor, load_named
 
 RECIPE = AuthorsRecipe(
     target="ln((1 + y) / (n + sum of y over all n genes))",
@@ -37,7 +37,6 @@ RECIPE = AuthorsRecipe(
     protocol="leave one patient out, 23 patients; predictions averaged over eight symmetries",
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _RULES = {
     r"(features\.denseblock\d+\.denselayer\d+)\.layers\.": r"\1.",
