@@ -1,6 +1,7 @@
 """A cohort shows the same data through the same panel, from a raw folder as from a store."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_raw_folder_and_store_give_the_same_views_but_for_regions(normalisation,
     for one, other in zip(*views, strict=True):
         assert one.regions is None and one.inside is None
         for field in dataclasses.fields(one):
-            if field.name not in ("regions", "inside"):
+            if field.name not in ("regions", "inside", "image", "image_digest", "cache"):
                 np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
 
 
@@ -71,6 +72,11 @@ def test_view_by_hand(stored):
     assert view.pitch_px == pytest.approx(PITCH_PX) and view.mpp == pytest.approx(MPP)
     assert view.regions.shape == (N_SPOTS, 32, 32, 3) and isinstance(view.regions, np.memmap)
     assert view.inside.shape == (N_SPOTS, 4)
+    np.testing.assert_array_equal(view.counts, counts[:, [29, 3, 17]])
+    section = stored.sections["B1"]
+    np.testing.assert_array_equal(view.array, section.obs[["array_col", "array_row"]])
+    assert view.image == Path(section.uns["hifusion"]["image"]) and len(view.image_digest) == 64
+    assert view.cache == stored.root / "cache"
 
 
 def test_infos_image_digests_and_regions_of_a_store(roots, raw, stored):

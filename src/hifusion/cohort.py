@@ -12,7 +12,7 @@ from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.protocols import SectionInfo
 from hifusion.readers import find_reader
-from hifusion.store import MANIFEST, Store
+from hifusion.store import MANIFEST, Store, region_shrink
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,16 @@ class SectionView:
         uint8 ``(N, R, R, 3)`` memory-mapped region patches, or None for a counts-only section.
     inside
         int32 ``(N, 4)``: left, top, right, bottom of each region's part inside the image; None likewise.
+    counts
+        float32 ``(N, G)``, raw counts of the panel; None where only expression is known.
+    array
+        int64 ``(N, 2)``, (column, row) of the spots on the array; None where only positions are known.
+    image, image_digest
+        The slide the regions were cut from, and its SHA-256; None and "" for a counts-only section.
+    shrink
+        Full-resolution pixels per region pixel.
+    cache
+        Folder of the store where what takes long to compute of this section may be kept; None without a store.
     """
 
     name: str
@@ -50,6 +60,12 @@ class SectionView:
     spot_diameter_um: float
     regions: np.ndarray | None = field(default=None, repr=False)
     inside: np.ndarray | None = field(default=None, repr=False)
+    counts: np.ndarray | None = field(default=None, repr=False)
+    array: np.ndarray | None = field(default=None, repr=False)
+    image: Path | None = None
+    image_digest: str = ""
+    shrink: float = 1.0
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -125,11 +141,13 @@ class Cohort:
         section = self.sections[name]
         facts = section.uns["hifusion"]
         total = expression.total_counts(section)
+        counts = expression.panel_counts(section, panel.genes)
+        digest = self.image_digests.get(name, "")
         return SectionView(
             name=name,
             patient=facts["patient"],
             genes=panel.genes,
-            expression=expression.normalisation(normalisation).of(expression.panel_counts(section, panel.genes), total),
+            expression=expression.normalisation(normalisation).of(counts, total),
             total_counts=total,
             centres_px=section.obsm["spatial"],
             pitch_px=facts["pitch_um"] / facts["mpp"],
@@ -137,6 +155,12 @@ class Cohort:
             spot_diameter_um=facts["spot_diameter_um"],
             regions=self.store.regions(name) if self.store else None,
             inside=self.store.inside(name) if self.store else None,
+            counts=counts.astype(np.float32),
+            array=section.obs[["array_col", "array_row"]].to_numpy(dtype=np.int64),
+            image=Path(facts["image"]) if digest else None,
+            image_digest=digest,
+            shrink=region_shrink(section, self.store.mpp) if self.store else 1.0,
+            cache=self.store.root / "cache" if self.store else None,
         )
 
     def views(self, names: Sequence[str], panel: GenePanel, normalisation: str) -> list[SectionView]:

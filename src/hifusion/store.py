@@ -90,7 +90,7 @@ def prepare(
 def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not (out / MANIFEST).exists():
         if out.exists() and (
-            not out.is_dir() or {path.name for path in out.iterdir()} - {"checks", "regions", "sections"}
+            not out.is_dir() or {path.name for path in out.iterdir()} - {"cache", "checks", "regions", "sections"}
         ):
             raise InputError(f"{out}: is not empty and holds no store; give a new folder")
         return {**settings, "sections": {}}
