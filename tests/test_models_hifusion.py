@@ -27,6 +27,7 @@ from hifusion.models.hifusion import (
     standardise,
     stitch_tiles,
 )
+from hifusion.models.steps import Batch
 
 
 def tiny(**changes: Any) -> HiFusion:
@@ -386,14 +387,14 @@ def test_loss_refuses_a_target_that_would_broadcast():
 
 
 def test_registered_model_overfits_eight_spots():
-    config, module, loss = MODELS["hifusion"]
+    config, module, step = MODELS["hifusion"]
     torch.manual_seed(0)
     model = module(config(n_genes=5, grids=(1, 2), spot_px=32, region_px=64, width=4, heads=4, dropout=0.0))
     region, target = pixels(8), torch.randn(8, 5)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     history = []
     for _ in range(60):
-        terms = loss(model(region), target)
+        terms = step(model, Batch(region, target, {}, {}, None, torch.Generator()))
         optimiser.zero_grad()
         terms["total"].backward()
         optimiser.step()

@@ -115,7 +115,7 @@ def test_every_protocol_passes_its_leak_check_and_tests_a_section_at_most_once(n
         assert all(
             not set(one) & set(other) for one, other in combinations((fold.train, fold.validation, fold.test), 2)
         )
-        check_leak(fold, infos, {info.name: f"image of {info.name}" for info in infos}, entry.same_patient)
+        check_leak(fold, infos, {"image": {info.name: f"image of {info.name}" for info in infos}}, entry.same_patient)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -161,9 +161,10 @@ INFOS = [SectionInfo("A1", "A"), SectionInfo("B1", "B"), SectionInfo("B2", "B"),
     ],
 )
 @pytest.mark.parametrize("same_patient", [True, False])
-def test_a_section_or_image_on_two_sides_is_refused_always(fold, message, same_patient):
-    with pytest.raises(InputError, match=message):
-        check_leak(fold, INFOS, {"A1": "x", "C1": "x", "B1": "y"}, same_patient)
+@pytest.mark.parametrize("what", ["image", "counts"])
+def test_a_section_or_its_content_on_two_sides_is_refused_always(fold, message, same_patient, what):
+    with pytest.raises(InputError, match=message.replace("image", what)):
+        check_leak(fold, INFOS, {what: {"A1": "x", "C1": "x", "B1": "y"}}, same_patient)
 
 
 @pytest.mark.parametrize("fold", [Fold("f", ("A1", "B1"), (), ("B2",)), Fold("f", ("A1",), ("B1",), ("B2",))])
@@ -174,7 +175,7 @@ def test_a_patient_on_two_sides_is_refused_unless_the_protocol_means_it(fold):
 
 
 def test_sections_without_an_image_do_not_share_one():
-    check_leak(Fold("f", ("A1",), (), ("C1",)), INFOS, {"B1": "y"})
+    check_leak(Fold("f", ("A1",), (), ("C1",)), INFOS, {"image": {"B1": "y"}})
 
 
 def test_bad_requests_are_one_line():

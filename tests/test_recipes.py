@@ -6,16 +6,18 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
-from hifusion.models import MODELS
-from hifusion.recipes import RECIPES, Recipe, from_dict, recipe
+from hifusion.models import MODELS, asign, asign3d, bleep, egn, hist2st, histogene, stnet, triplex
+from hifusion.recipes import RECIPES, RIVALS, recipe, recipe_for
 
+PRESETS = ("quick", "tiny")
 PUBLISHED = ("her2st_2d", "her2st_3d", "stdata_2d", "stdata_3d")
 
 
 def flat(given: Recipe) -> dict[str, object]:
     values = asdict(given)
-    return values | {f"model.{key}": value for key, value in values.pop("model").items()} | {"model": None}
+    return values | {f"{group}.{key}": value for group in ("model", "loss") for key, value in values.pop(group).items()}
 
 
 def differences(a: Recipe, b: Recipe) -> dict[str, tuple[object, object]]:
@@ -24,7 +26,8 @@ def differences(a: Recipe, b: Recipe) -> dict[str, tuple[object, object]]:
 
 def test_the_recipes_that_are_promised_are_there() -> None:
     expected = {(name, source) for name in PUBLISHED for source in ("paper", "code")}
-    assert set(RECIPES) == expected | {("quick", "hifusion"), ("tiny", "hifusion")}
+    reduced = {(f"{name}{preset}", "hifusion") for name in ("", *(f"{its}_" for its in RIVALS)) for preset in PRESETS}
+    assert set(RECIPES) == expected | {(name, "code") for name in RIVALS} | reduced
 
 
 @pytest.mark.parametrize("key", RECIPES, ids="-".join)
@@ -33,8 +36,9 @@ def test_a_recipe_carries_its_name_and_makes_a_network(key: tuple[str, str]) -> 
     assert (found.name, found.source) == key
     assert found.model.n_genes == found.panel_size
     with torch.device("meta"):
-        network = MODELS["hifusion"].module(found.model)
-    assert network.head.out_features == found.panel_size
+        network = MODELS[found.network].module(found.model)
+    assert network.config.n_genes == found.panel_size
+    assert not found.start_at_mean or hasattr(network, "start_at")
 
 
 @pytest.mark.parametrize("key", RECIPES, ids="-".join)
@@ -43,7 +47,7 @@ def test_a_recipe_survives_plain_values_and_json(key: tuple[str, str]) -> None:
     assert from_dict(asdict(found)) == found
     again = from_dict(json.loads(json.dumps(asdict(found))))
     assert again == found
-    assert again.model.grids == found.model.grids and isinstance(again.model.grids, tuple)
+    assert type(again.model) is MODELS[found.network].config
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -56,7 +60,7 @@ def test_published_values_are_those_of_the_paper(name: str) -> None:
     assert (found.panel, found.panel_size, found.normalisation) == ("paper", 250, "log_share")
     assert (found.epochs, found.batch_size, found.batches, found.augment) == (50, 32, "section", True)
     assert (found.lr, found.min_lr, found.weight_decay) == (3e-4, 1e-6, 1e-5)
-    assert (found.align_weight, network.level_resize, found.region_mpp) == (1.0, "bilinear", None)
+    assert (found.loss, network.level_resize, found.region_mpp) == ({"align_weight": 1.0}, "bilinear", None)
     assert found.source == "paper"
 
 
@@ -65,7 +69,7 @@ def test_paper_and_code_differ_exactly_where_text_and_code_do(name: str) -> None
     expected = {
         "source": ("paper", "code"),
         "model.level_resize": ("bilinear", "max"),
-        "align_weight": (1.0, 0.5),
+        "loss.align_weight": (1.0, 0.5),
     }
     if name.startswith("her2st"):
         expected["lr"] = (3e-4, 1e-3)
@@ -123,7 +127,9 @@ def test_the_last_of_two_overrides_stands_and_the_recipe_itself_stays() -> None:
         ("region_mpp=-1", "region_mpp=-1.0"),
         ("min_lr=-1", "min_lr=-1.0 is not possible; use 0 or"),
         ("weight_decay=-1", "weight_decay=-1.0"),
-        ("align_weight=nan", "align_weight=nan"),
+        ("loss.align_weight=nan", "loss.align_weight=nan is not possible; use 0 or"),
+        ("loss.align=1", "--set loss.align is unknown; did you mean 'loss.align_weight'?"),
+        ("network=stnet", "--set network is unknown"),
         ("validation_fraction=1", "validation_fraction=1.0"),
         ("batches=all", "'section' or 'mixed'"),
         ("normalisation=cpm", "'log_share' or 'log1p_cpm'"),
@@ -171,3 +177,59 @@ def test_plain_values_that_lack_one_are_refused() -> None:
     del values["model"]["n_genes"]
     with pytest.raises(InputError, match="model.n_genes"):
         from_dict(values)
+
+
+AUTHORS = {
+    "stnet": stnet.RECIPE,
+    "histogene": histogene.RECIPE,
+    "hist2st": hist2st.RECIPE,
+    "egn": egn.RECIPE,
+    "triplex": triplex.RECIPE,
+    "asign2d": asign.RECIPE,
+    "asign2d_released": asign.RECIPE,
+    "asign3d": asign3d.RECIPE,
+    "bleep": bleep.RECIPE,
+}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_is_trained_as_its_authors_say(name: str) -> None:
+    """Rate, decay, momentum, optimiser and epochs, but for two that the recipe explains."""
+    found, facts = recipe(name), AUTHORS[name]
+    assert (found.optimiser, found.weight_decay) == (facts.optimiser.lower(), facts.weight_decay)
+    assert found.lr == pytest.approx(facts.lr * (32 if name == "stnet" else 1))
+    assert found.optimiser != "sgd" or found.momentum == facts.momentum
+    assert found.epochs == (100 if name == "triplex" else facts.epochs)
+
+
+def test_rivals_take_what_a_store_made_for_the_preset_holds() -> None:
+    for preset in (*PRESETS, "her2st_2d"):
+        own = recipe(preset)
+        for name in RIVALS:
+            rival = recipe_for(name, preset)
+            room = own.model.region_px - rival.model.region_px
+            assert rival.region_mpp == own.region_mpp and room >= 0 and room % 2 == 0
+
+
+def test_a_reduced_rival_is_a_smaller_one_of_the_same_network() -> None:
+    for name in RIVALS:
+        for preset in PRESETS:
+            reduced, full = recipe_for(name, preset), recipe_for(name, "her2st_2d")
+            assert (reduced.name, full.name) == (f"{name}_{preset}", name)
+            assert reduced.network == full.network and reduced.model != full.model
+
+
+def test_an_override_can_be_for_one_model() -> None:
+    given = ["stnet:epochs=3", "lr=0.5"]
+    assert (recipe_for("stnet", "quick", overrides=given).epochs, recipe_for("egn", "quick").epochs) == (3, 20)
+    assert {recipe_for(name, "quick", overrides=given).lr for name in ("stnet", "egn", "hifusion")} == {0.5}
+    with pytest.raises(InputError, match="model 'stnett' is not in"):
+        recipe_for("hifusion", "quick", overrides=["stnett:epochs=3"])
+
+
+def test_options_of_a_loss_are_those_of_its_network() -> None:
+    assert recipe("hist2st", overrides=["loss.views=2"]).loss == {"views": 2}
+    with pytest.raises(InputError, match="loss.views"):
+        recipe("histogene", overrides=["loss.views=2"])
+    with pytest.raises(InputError, match="loss.align_weight is unknown to stnet; use none"):
+        from_dict(asdict(recipe("stnet")) | {"loss": {"align_weight": 1.0}})

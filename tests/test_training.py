@@ -19,7 +19,8 @@ from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.inference import predict_regions
 from hifusion.models.hifusion import HiFusionConfig
-from hifusion.training import cosine, shuffled
+from hifusion.optimisers import learning_rate
+from hifusion.training import shuffled
 from views import GENES, PANEL, RECIPE, TRAIN, VALIDATION, fit_small, make_store, make_view
 
 
@@ -188,19 +189,36 @@ def test_selection_keeps_the_epoch_it_reports(
 def test_the_log_tells_each_epoch(whole: Path) -> None:
     log = read_log(whole)
     assert [int(row["epoch"]) for row in log] == list(range(RECIPE.epochs))
-    rates = [cosine(RECIPE.lr, RECIPE.min_lr, epoch, RECIPE.epochs) for epoch in range(RECIPE.epochs)]
-    assert [float(row["lr"]) for row in log] == rates
+    assert [float(row["lr"]) for row in log] == [learning_rate(RECIPE, epoch) for epoch in range(RECIPE.epochs)]
     for row in log:
         terms = [float(row[name]) for name in ("final", "levels", "align")]
         assert float(row["total"]) == pytest.approx(sum(terms), rel=1e-6)
 
 
+def rates(**changes: Any) -> list[float]:
+    """The rate at the start of each of 50 epochs, and after them."""
+    recipe = replace(RECIPE, lr=1e-3, min_lr=1e-6, epochs=50, **changes)
+    return [learning_rate(recipe, epoch) for epoch in range(51)]
+
+
 def test_the_rate_falls_by_half_a_cosine() -> None:
-    assert cosine(1e-3, 1e-6, 0, 50) == 1e-3
-    assert cosine(1e-3, 1e-6, 25, 50) == pytest.approx((1e-3 + 1e-6) / 2)
-    assert cosine(1e-3, 1e-6, 50, 50) == pytest.approx(1e-6)
-    rates = [cosine(1e-3, 1e-6, epoch, 50) for epoch in range(51)]
-    assert all(later < earlier for earlier, later in pairwise(rates))
+    found = rates()
+    assert found[0] == 1e-3
+    assert found[25] == pytest.approx((1e-3 + 1e-6) / 2)
+    assert found[50] == pytest.approx(1e-6)
+    assert all(later < earlier for earlier, later in pairwise(found))
+    assert learning_rate(RECIPE, 1.9) == learning_rate(RECIPE, 1)
+
+
+def test_other_rates_by_hand() -> None:
+    assert set(rates(schedule="constant")) == {1e-3}
+    assert rates(schedule="step")[49:] == [1e-3, 0.9e-3]
+    falling = rates(schedule="polynomial")
+    assert falling[25] == pytest.approx(1e-6 + (1e-3 - 1e-6) * 0.5**0.9) and falling[50] == 1e-6
+    assert set(rates(schedule="warm_restarts")) == {1e-3}  # each epoch begins with a restart
+    restarts = replace(RECIPE, lr=1e-3, schedule="warm_restarts")
+    assert learning_rate(restarts, 3.25) == pytest.approx(0.6e-3)
+    assert learning_rate(restarts, 3.4999) == pytest.approx(0.2e-3, rel=1e-3)
 
 
 def test_training_lowers_the_loss_on_what_it_sees(tmp_path: Path) -> None:

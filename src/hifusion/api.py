@@ -7,6 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
+from hifusion import benchmark as benchmarks
 from hifusion import (
     describe,
     evaluation,
@@ -39,6 +40,9 @@ export = exporting.export
 info = describe.info
 doctor = describe.doctor
 synthesise = synth.write_cohort
+BenchmarkSettings = benchmarks.Settings
+benchmark = benchmarks.benchmark
+estimate = benchmarks.estimate
 
 
 def prepare(
@@ -143,13 +147,14 @@ def evaluate(
     sections
         Sections to make folds of; all where None. A ``"paper"`` panel is chosen on these.
     """
-    wanted = recipes.recipe(recipe, source, overrides)
+    base = recipes.recipe_for("hifusion", recipe, source, overrides)
     return evaluation.evaluate(
         Cohort.open(data, sections),
         protocol,
         models,
-        replace(wanted, panel=panel) if panel else wanted,
+        benchmarks.recipes_for(models, recipe, source, overrides),
         Path(out) if out else None,
+        base=replace(base, panel=panel) if panel else base,
         seeds=seeds,
         with_nulls=with_nulls,
         with_shuffled=with_shuffled,

@@ -10,7 +10,6 @@
     last.safetensors     network and optimiser after the last finished epoch; gone when the run is complete
 """
 
-import dataclasses
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from hifusion import files
+from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.models.hifusion import HiFusion
+from hifusion.models import MODELS
 from hifusion.novelty import Novelty
-from hifusion.recipes import Recipe, from_dict
 
-FORMAT = 1
+FORMAT = 2  # since 2 a recipe names its network
 PACKAGES = ("hifusion", "torch", "lightning-fabric", "anndata", "numpy")
 
 
@@ -85,7 +84,7 @@ class Run:
 
     def network(self, device: torch.device) -> nn.Module:
         """The trained network, in evaluation mode on ``device``."""
-        model = HiFusion(dataclasses.replace(self.recipe.model, n_genes=len(self.panel.genes)))
+        model: Any = MODELS[self.recipe.network].module(self.sized_recipe.model)
         weights = self._weights()
         weights.pop("train_mean", None)
         try:
@@ -95,7 +94,13 @@ class Run:
             raise InputError(
                 f"{self.root}: weights do not fit the recipe ({reason}); put the run's own back"
             ) from error
-        return model.to(device=device, memory_format=model.config.memory_format).eval()  # type: ignore[call-overload]
+        placed: nn.Module = model.to(device=device, memory_format=model.config.memory_format).eval()
+        return placed
+
+    @property
+    def sized_recipe(self) -> Recipe:
+        """The recipe with a network of as many genes as the panel has."""
+        return self.recipe.sized(len(self.panel.genes))
 
     @property
     def id(self) -> str:

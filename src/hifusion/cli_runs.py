@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hifusion.console import Json, Recipe, Sections, Set, Source, listed, progress_bar, show
+from hifusion.console import Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
 from hifusion.errors import InputError
 
 app = typer.Typer()
@@ -27,7 +27,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train HiFusion on a store and leave a self-contained run folder.
+    """Train a network on a store and leave a self-contained run folder.
 
     Example: `hifusion train store -o run --recipe quick --sections C2 --set epochs=10`
     """
@@ -57,7 +57,7 @@ def evaluate(
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option(help="hifusion, ridge, kernel_ridge, train_mean, own_mean, depth, shuffled. Repeatable."),
+        typer.Option(help="hifusion, a rival such as stnet, or a null such as ridge. Repeatable."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for metrics, report, predictions and runs.")
@@ -83,10 +83,6 @@ def evaluate(
     """
     from hifusion import api, reporting
 
-    try:
-        numbers = [int(seed) for seed in listed(seeds) or ()]
-    except ValueError as error:
-        raise InputError(f"--seeds {seeds!r} is not a list of whole numbers; write for example 0,1,2") from error
     models = model or ["hifusion"]
     with progress_bar() as report:
         result = api.evaluate(
@@ -99,7 +95,7 @@ def evaluate(
             overrides=overrides or (),
             panel=panel,
             sections=listed(sections),
-            seeds=numbers,
+            seeds=numbers("--seeds", seeds),
             with_nulls=nulls,
             with_shuffled=shuffled,
             leak_check=leak_check,

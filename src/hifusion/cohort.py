@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData
 
-from hifusion import expression
+from hifusion import expression, files
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.protocols import SectionInfo
@@ -124,6 +124,12 @@ class Cohort:
         stored = self.store.manifest["sections"] if self.store else {}
         return {name: stored[name]["image"] for name in self.sections if name in stored and stored[name]["image"]}
 
+    @property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """What two sections can share, section by section: digests of their images and of their counts."""
+        counts = {name: _counts_digest(section) for name, section in self.sections.items()}
+        return {"image": self.image_digests, "counts": counts}
+
     def has_regions(self, name: str) -> bool:
         """Whether the store holds region patches of this section."""
         return name in self.image_digests
@@ -166,6 +172,12 @@ class Cohort:
     def views(self, names: Sequence[str], panel: GenePanel, normalisation: str) -> list[SectionView]:
         """Several sections through one panel and normalisation."""
         return [self.view(name, panel, normalisation) for name in names]
+
+
+def _counts_digest(section: AnnData) -> str:
+    """Of the counts by themselves, whatever spots and genes are called; spots in another order give another digest."""
+    counts = section.layers["counts"]
+    return files.digest(*(np.ascontiguousarray(its).data for its in (counts.data, counts.indices, counts.indptr)))
 
 
 def mean_profile(views: Sequence[SectionView]) -> np.ndarray:

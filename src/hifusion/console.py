@@ -24,6 +24,14 @@ def listed(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers separated by commas, each once."""
+    try:
+        return list(dict.fromkeys(int(part) for part in listed(text) or ()))
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is not a list of whole numbers; write for example 0,1,2") from error
+
+
 def named(option: str, values: list[str] | None) -> dict[str, str]:
     """What NAME=VALUE texts say, by name."""
     wrong = [text for text in values or () if not all(text.partition("="))]

@@ -24,16 +24,26 @@ class SpotBatch(NamedTuple):
     """uint8 ``(B, 3, R, R)``, channels last in memory."""
     target: Tensor
     """float32 ``(B, G)``."""
+    parts: list[tuple[SectionView, np.ndarray]]
+    """Sections and rows of the spots, in order."""
 
 
-def read_regions(view: SectionView, rows: np.ndarray) -> Tensor:
-    """Region patches of some spots, uint8 ``(B, 3, R, R)``, channels last in memory as they are on disk."""
+def read_regions(view: SectionView, rows: np.ndarray, region_px: int | None = None) -> Tensor:
+    """Region patches of some spots, uint8 ``(B, 3, R, R)``, channels last in memory as they are on disk.
+
+    Parameters
+    ----------
+    region_px
+        Side R of the middle to take of patches that are larger; their whole where None.
+    """
     if view.regions is None:
         raise InputError(f"section {view.name} has no region patches; only counts-based models can use it")
+    side = view.regions.shape[1] if region_px is None else region_px
+    start = (view.regions.shape[1] - side) // 2
     # One row at a time in file order: the memory map then reads each page once.
-    pixels = np.empty((len(rows), *view.regions.shape[1:]), dtype=np.uint8)
+    pixels = np.empty((len(rows), side, side, 3), dtype=np.uint8)
     for to in np.argsort(rows):
-        pixels[to] = view.regions[rows[to]]
+        pixels[to] = view.regions[rows[to], start : start + side, start : start + side]
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
@@ -93,6 +103,7 @@ def batches(
     by_section: bool,
     augment: bool,
     generator: torch.Generator,
+    region_px: int | None = None,
 ) -> Iterator[SpotBatch]:
     """Every chosen spot once, in an order and with turns drawn from ``generator``.
 
@@ -104,6 +115,8 @@ def batches(
         For each view, the spots to use.
     by_section
         Keep the spots of a batch within one section, sections in random order; else mix them.
+    region_px
+        See :func:`read_regions`.
     """
     owner = np.concatenate([np.full(len(chosen), i) for i, chosen in enumerate(rows)])
     spot = np.concatenate(rows)
@@ -117,11 +130,11 @@ def batches(
     for group in groups:
         for chosen in _chunks(group, batch_size):
             parts = [(views[i], spot[chosen][owner[chosen] == i]) for i in np.unique(owner[chosen])]
-            region = torch.cat([read_regions(view, its) for view, its in parts])
+            region = torch.cat([read_regions(view, its, region_px) for view, its in parts])
             target = np.concatenate([view.expression[its] for view, its in parts])
             if augment:
                 region = flip_and_turn(region, torch.rand(len(region), 3, generator=generator) < 0.5)
-            yield SpotBatch(region.contiguous(memory_format=torch.channels_last), torch.from_numpy(target))
+            yield SpotBatch(region.contiguous(memory_format=torch.channels_last), torch.from_numpy(target), parts)
 
 
 def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:
@@ -160,9 +173,7 @@ def split_spots(view: SectionView, fraction: float, seed: int) -> tuple[np.ndarr
     InputError
         The section is too small to be split.
     """
-    blocks = np.floor((view.centres_px - view.centres_px.min(axis=0)) / (BLOCK_PITCHES * view.pitch_px)).astype(int)
-    _, block = np.unique(blocks, axis=0, return_inverse=True)
-    block = block.ravel()
+    block = blocks(view)
     order = np.random.default_rng(seed).permutation(block.max() + 1)
     sizes = np.bincount(block)[order]
     taken = order[: max(1, int(np.searchsorted(np.cumsum(sizes), fraction * len(block), side="right")))]
@@ -173,3 +184,9 @@ def split_spots(view: SectionView, fraction: float, seed: int) -> tuple[np.ndarr
             "give a validation section"
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def blocks(view: SectionView) -> np.ndarray:
+    """The square block of :data:`BLOCK_PITCHES` pitches that each spot lies in, numbered from 0, int64 ``(N,)``."""
+    cells = np.floor((view.centres_px - view.centres_px.min(axis=0)) / (BLOCK_PITCHES * view.pitch_px)).astype(int)
+    return np.unique(cells, axis=0, return_inverse=True)[1].ravel()

@@ -1,7 +1,7 @@
 """For each fold of a protocol: fit, predict, score; the nulls and the ceiling beside every model."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,43 +10,38 @@ import numpy as np
 import pandas as pd
 
 from hifusion import checkpoint, files, metrics, reporting
-from hifusion.baselines import BASELINES
-from hifusion.cohort import Cohort, SectionView, mean_profile
+from hifusion.cohort import Cohort, SectionView
+from hifusion.configuration import Recipe
+from hifusion.contest import NULLS, SHUFFLED, TEST_EPOCH, Contest, FoldData, Job, Predicted, Progress, simple_models
 from hifusion.errors import InputError
-from hifusion.expression import GenePanel, normalisation, panel_counts
-from hifusion.models import MODELS
-from hifusion.prediction import predict_view
-from hifusion.protocols import Fold, check_leak, protocol
-from hifusion.recipes import Recipe
+from hifusion.expression import normalisation, panel_counts
+from hifusion.protocols import Fold
 from hifusion.section import predicted_section, write_section
-from hifusion.training import check_patches, fit
 
-Progress = Callable[[str, int, int], None]
-FORMAT = 1
-SHUFFLED = "shuffled"  # the network once more, trained on targets dealt out anew over the spots
-NULLS = (*BASELINES, SHUFFLED)
+FORMAT = 2
 
 
-class Job(NamedTuple):
-    """One model to fit in every fold."""
+class Scores(NamedTuple):
+    """What an evaluation gives."""
 
-    model: str
-    seed: int | None
-    """None for models without random choices."""
-
-    @property
-    def label(self) -> str:
-        """Folder and column name."""
-        return self.model if self.seed is None else f"{self.model}-seed{self.seed}"
+    result: dict[str, Any]
+    """What ``metrics.json`` holds; ``models[name]`` has the scores of :func:`hifusion.metrics.aggregate`."""
+    genes: pd.DataFrame
+    """A row for each model, seed, tested section and gene: ``metrics.csv``."""
+    sections: pd.DataFrame
+    """A row for each model, seed and tested section: ``sections.csv``."""
+    costs: pd.DataFrame
+    """A row for each model, seed and fold: ``costs.csv``."""
 
 
 def evaluate(
     cohort: Cohort,
     protocol_name: str,
     models: Sequence[str],
-    recipe: Recipe,
+    recipes: dict[str, Recipe],
     out: Path | None = None,
     *,
+    base: Recipe,
     seeds: Sequence[int] = (0,),
     with_nulls: bool = True,
     with_shuffled: bool = True,
@@ -56,194 +51,146 @@ def evaluate(
     """Score models by a protocol, with every null and simple rival the data allow beside them.
 
     The panel, the normaliser, early stopping and the rivals' own choices see training and validation sections only; the
-    test sections are predicted once, after selection. (``recipe.panel="paper"`` is the exception; the result says so.)
+    test sections are predicted once, after selection. (``base.panel="paper"`` is the exception; the result says so.)
+    Arguments are those of :meth:`hifusion.contest.Contest.plan`.
 
     Parameters
     ----------
-    cohort
-        A store, or a raw folder for models that look at counts only.
-    models
-        Names in ``hifusion.models.MODELS``, ``hifusion.baselines.BASELINES``, or ``"shuffled"``.
-    recipe
-        Panel and normalisation for all; network and training for those that need it.
     out
-        Folder for ``metrics.json``, ``metrics.csv``, ``report.md``, predictions and runs; runs found there are gone on
-        with. None writes nothing, and is possible only without networks.
-    seeds
-        A network is trained once for each.
+        Folder for the tables, ``report.md``, predictions and runs; runs found there are gone on with. None writes
+        nothing, and is possible only without networks.
 
     Returns
     -------
     dict
-        What ``metrics.json`` holds; ``models[name]`` has the scores of :func:`hifusion.metrics.aggregate`.
+        ``Scores.result``.
 
     Raises
     ------
     InputError
         Unknown model or protocol, no section with the images a model needs, or a fold that leaks.
     """
-    unknown = [name for name in models if name not in MODELS and name not in NULLS]
-    if unknown or not models:
-        raise InputError(f"model {', '.join(unknown) or '(none)'} is unknown; use {', '.join((*MODELS, *NULLS))}")
-    rule = protocol(protocol_name)
-    names, not_run = _usable_sections(cohort, models)
-    infos = [info for info in cohort.infos if info.name in names]
-    folds = rule.folds(infos)
-    jobs = _jobs(models, seeds, with_nulls, with_shuffled, not_run)
-    if out is None and any(job.seed is not None for job in jobs):
+    contest = Contest.plan(
+        cohort,
+        protocol_name,
+        models,
+        recipes,
+        base=base,
+        seeds=seeds,
+        with_nulls=with_nulls,
+        with_shuffled=with_shuffled,
+        leak_check=leak_check,
+    )
+    if out is None and any(job.seed is not None for job in contest.jobs):
         raise InputError("a network leaves runs behind; give a folder for them with -o")
-    if any(job.seed is not None for job in jobs):
-        check_patches(recipe, cohort.store)
 
-    gene_rows, section_rows, fold_facts = [], [], []
-    for fold in folds:
-        if leak_check:
-            check_leak(fold, infos, cohort.image_digests, rule.same_patient)
-        panel = cohort.panel(recipe.panel, recipe.panel_size, fold.outside_test)
-        tested = cohort.views(fold.test, panel, recipe.normalisation)
-        fitted_on = cohort.views(fold.outside_test, panel, recipe.normalisation)
-        train_mean = mean_profile(fitted_on)
-        ceilings = {view.name: _ceiling(cohort, view, recipe) for view in tested}
-        for job in jobs:
-            for view, predicted in _predict_fold(job, cohort, fold, panel, fitted_on, tested, recipe, out, progress):
-                scores = metrics.score_section(
-                    predicted,
-                    view.expression,
-                    train_mean,
-                    view.centres_px,
-                    view.pitch_px,
-                    view.genes,
-                    ceilings[view.name],
-                )
-                where = {
-                    **job._asdict(),
-                    "label": job.label,
-                    "fold": fold.name,
-                    "section": view.name,
-                    "patient": view.patient,
-                }
-                gene_rows.append(scores.genes.assign(**where))
-                section_rows.append({**where, **scores.section})
+    def results() -> Iterable[tuple[Fold, Job, Predicted]]:
+        for fold in contest.folds:
+            for job in contest.jobs:
+                predicted = contest.run(job, fold, out, progress)
                 if out is not None:
-                    _save_prediction(out, job, cohort, view, panel, recipe, predicted)
-        fold_facts.append(
-            {**asdict(fold), "panel_digest": panel.digest, "panel_rule": panel.rule, "n_genes": len(panel.genes)}
-        )
+                    save_predictions(contest, job, fold, predicted, out)
+                yield fold, job, predicted
 
-    genes, sections = pd.concat(gene_rows, ignore_index=True), pd.DataFrame(section_rows)
-    result = _plain(
-        {
-            "format": FORMAT,
-            "protocol": {"name": protocol_name, "same_patient": rule.same_patient, "meaning": rule.meaning},
-            "leak_check": leak_check,
-            "sections": sorted(names),
-            "left_out": sorted(set(cohort.sections) - set(names)),
-            "folds": fold_facts,
-            "recipe": asdict(recipe),
-            "models": {
-                model: _over_seeds(model, genes, sections) for model in dict.fromkeys(job.model for job in jobs)
-            },
-            "not_run": not_run,
-            "versions": checkpoint.versions(),
-        }
-    )
+    scores = score(contest, results())
     if out is not None:
-        order = ["model", "seed", "label", "fold", "section", "patient", *metrics.GENE_COLUMNS]
-        files.write_text(out / "metrics.csv", genes[order].to_csv(index=False))
-        files.write_json(out / "metrics.json", result)
-        files.write_text(out / "report.md", reporting.markdown(result, genes))
-    return result
+        write_scores(scores, out)
+    return scores.result
 
 
-def _usable_sections(cohort: Cohort, models: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Sections to make folds of, and the rivals that cannot run on them, with the reason."""
-    needs_images = [name for name in models if name not in BASELINES or BASELINES[name].needs_images]
-    with_image = [name for name in cohort.sections if cohort.has_regions(name)]
-    if needs_images:
-        if not with_image:
-            raise InputError(
-                f"{cohort.root}: {', '.join(needs_images)} needs region patches and there are none; build a store with "
-                "`hifusion prepare` and give that as --data"
+def score(contest: Contest, results: Iterable[tuple[Fold, Job, Predicted]]) -> Scores:
+    """Scores of every model of a contest, from what it predicted in each fold."""
+    gene_rows, section_rows, cost_rows = [], [], []
+    ceilings: dict[str, np.ndarray] = {}
+    for fold, job, predicted in results:
+        its = contest.data_of(fold)
+        for view in its.tested:
+            if view.name not in ceilings:
+                ceilings[view.name] = _ceiling(contest, view)
+            found = metrics.score_section(
+                predicted.sections[view.name],
+                view.expression,
+                its.train_mean,
+                view.centres_px,
+                view.pitch_px,
+                view.genes,
+                ceilings[view.name],
             )
-        return with_image, {}
-    without = {
-        name: "counts only: not every section has region patches" for name, its in BASELINES.items() if its.needs_images
+            where = {
+                **job._asdict(),
+                "label": job.label,
+                "fold": fold.name,
+                "section": view.name,
+                "patient": view.patient,
+            }
+            gene_rows.append(found.genes.assign(**where))
+            section_rows.append({**where, **found.section})
+        cost_rows.append({**job._asdict(), "label": job.label, "fold": fold.name, **predicted.costs})
+    genes, sections = pd.concat(gene_rows, ignore_index=True), pd.DataFrame(section_rows)
+    scored = [job for job in contest.jobs if job.label in set(genes["label"])]
+    models = list(dict.fromkeys(job.model for job in scored))
+    result = {
+        "format": FORMAT,
+        "protocol": {
+            "name": contest.protocol_name,
+            "same_patient": contest.rule.same_patient,
+            "meaning": contest.rule.meaning,
+        },
+        "leak_check": contest.leak_check,
+        "sections": contest.sections,
+        "left_out": sorted(set(contest.cohort.sections) - set(contest.sections)),
+        "folds": [_fold_facts(fold, contest.data_of(fold)) for fold in contest.folds],
+        "recipe": asdict(contest.base),
+        "recipes": {name: asdict(contest.recipes[name]) for name in contest.recipes},
+        "models": {model: _over_seeds(contest, model, genes, sections) for model in models},
+        "not_run": contest.not_run,
+        "versions": checkpoint.versions(),
     }
-    return list(cohort.sections), {} if len(with_image) == len(cohort.sections) else without
+    return Scores(_plain(result), genes, sections, pd.DataFrame(cost_rows))
 
 
-def _jobs(
-    models: Sequence[str], seeds: Sequence[int], with_nulls: bool, with_shuffled: bool, not_run: dict[str, str]
-) -> list[Job]:
-    networks = [name for name in models if name in MODELS]
-    wanted = dict.fromkeys([*(BASELINES if with_nulls else ()), *models])
-    if networks and with_nulls and with_shuffled:
-        wanted[SHUFFLED] = None
-    elif networks and SHUFFLED not in wanted:
-        not_run[SHUFFLED] = "switched off by the user"
-    first_nulls = [name for name in NULLS if name in wanted and name not in not_run]
-    ordered = [*first_nulls, *networks]
-    # The shuffled null is trained with the first seed only: it is there to show zero, at the cost of a whole training.
-    return [Job(name, seed) for name in ordered for seed in _seeds_of(name, seeds)]
+def write_scores(scores: Scores, out: Path) -> None:
+    """Write the tables of an evaluation and its ``report.md``."""
+    where = ["model", "seed", "label", "fold", "section", "patient"]
+    files.write_text(out / "metrics.csv", scores.genes[[*where, *metrics.GENE_COLUMNS]].to_csv(index=False))
+    files.write_text(out / "sections.csv", scores.sections.to_csv(index=False))
+    files.write_text(out / "costs.csv", scores.costs.to_csv(index=False))
+    files.write_json(out / "metrics.json", scores.result)
+    files.write_text(out / "report.md", reporting.markdown(scores.result, scores.genes))
 
 
-def _seeds_of(model: str, seeds: Sequence[int]) -> Sequence[int | None]:
-    return [None] if model in BASELINES else seeds[:1] if model == SHUFFLED else seeds
+def save_predictions(contest: Contest, job: Job, fold: Fold, predicted: Predicted, out: Path) -> None:
+    """Write the predicted sections of a fold, each with the measured expression beside it."""
+    its = contest.data_of(fold)
+    for view in its.tested:
+        section = predicted_section(
+            contest.cohort.sections[view.name],
+            predicted.sections[view.name],
+            genes=its.panel.genes,
+            normalisation=contest.base.normalisation,
+            panel_digest=its.panel.digest,
+            run=job.label,
+        )
+        section.layers["measured"] = view.expression
+        write_section(section, prediction_file(out, job, view.name))
 
 
-def _predict_fold(
-    job: Job,
-    cohort: Cohort,
-    fold: Fold,
-    panel: GenePanel,
-    fitted_on: Sequence[SectionView],
-    tested: Sequence[SectionView],
-    recipe: Recipe,
-    out: Path | None,
-    progress: Progress | None,
-) -> Iterator[tuple[SectionView, np.ndarray]]:
-    if job.seed is None:
-        predict = BASELINES[job.model].fit(fitted_on)
-        yield from ((view, predict(view)) for view in tested)
-        return
-    assert out is not None
-    by_name = {view.name: view for view in fitted_on}
-    run = fit(
-        recipe,
-        panel,
-        [by_name[name] for name in fold.train],
-        [by_name[name] for name in fold.validation],
-        out / "runs" / fold.name / job.label,
-        store=cohort.store,
-        seed=job.seed,
-        shuffle_targets=job.model == SHUFFLED,
-        resume=True,
-        progress=progress and (lambda what, done, total: progress(f"{fold.name} {job.label} {what}", done, total)),
-    )
-    yield from ((view, predict_view(run, view, progress)) for view in tested)
+def prediction_file(out: Path, job: Job, section: str) -> Path:
+    """Where a predicted section lies in an evaluation's folder."""
+    return out / "predictions" / job.label / f"{section}.h5ad"
 
 
-def _ceiling(cohort: Cohort, view: SectionView, recipe: Recipe) -> np.ndarray:
-    counts = panel_counts(cohort.sections[view.name], view.genes)
-    return metrics.ceiling(counts, view.total_counts, normalisation(recipe.normalisation).of)
+def _fold_facts(fold: Fold, its: FoldData) -> dict[str, Any]:
+    panel = its.panel
+    return {**asdict(fold), "panel_digest": panel.digest, "panel_rule": panel.rule, "n_genes": len(panel.genes)}
 
 
-def _save_prediction(
-    out: Path, job: Job, cohort: Cohort, view: SectionView, panel: GenePanel, recipe: Recipe, predicted: np.ndarray
-) -> None:
-    section = predicted_section(
-        cohort.sections[view.name],
-        predicted,
-        genes=panel.genes,
-        normalisation=recipe.normalisation,
-        panel_digest=panel.digest,
-        run=job.label,
-    )
-    section.layers["measured"] = view.expression
-    write_section(section, out / "predictions" / job.label / f"{view.name}.h5ad")
+def _ceiling(contest: Contest, view: SectionView) -> np.ndarray:
+    counts = panel_counts(contest.cohort.sections[view.name], view.genes)
+    return metrics.ceiling(counts, view.total_counts, normalisation(contest.base.normalisation).of)
 
 
-def _over_seeds(model: str, genes: pd.DataFrame, sections: pd.DataFrame) -> dict[str, Any]:
+def _over_seeds(contest: Contest, model: str, genes: pd.DataFrame, sections: pd.DataFrame) -> dict[str, Any]:
     """Scores of one model: the mean over its seeds, each seed's own beside it."""
     by_label = {
         label: metrics.aggregate(rows, sections[sections["label"] == label])
@@ -257,20 +204,23 @@ def _over_seeds(model: str, genes: pd.DataFrame, sections: pd.DataFrame) -> dict
         else {key: _mean([its[key] for its in seeds]) for key in seeds[0] if key not in words}
     )
     intervals = {key: _mean([its["intervals"][key] for its in seeds]) for key in seeds[0]["intervals"]}
-    baseline = BASELINES.get(model)
+    simple = simple_models(contest.base.encoder).get(model)
     return {
-        "description": baseline.description
-        if baseline
-        else "targets dealt out anew over the spots"
-        if model == SHUFFLED
-        else "network",
+        "description": simple.baseline.description if simple else _description(model),
         "null": model in NULLS,
-        "oracle": bool(baseline and baseline.oracle),
+        "oracle": bool(simple and simple.baseline.oracle),
+        "selected_on_test": model.endswith(TEST_EPOCH),
         **scores,
         **{word: seeds[0][word] for word in words},
         "intervals": intervals,
         "by_seed": by_label if len(seeds) > 1 else {},
     }
+
+
+def _description(model: str) -> str:
+    if model == SHUFFLED:
+        return "the first network, trained on targets dealt out anew over the spots"
+    return "network, its epoch selected on the tested sections" if model.endswith(TEST_EPOCH) else "network"
 
 
 def _mean(values: Sequence[Any]) -> Any:

@@ -1,6 +1,6 @@
 """Devices, precision, and the forward pass over many region patches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,18 +39,33 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "32-true"
 
 
-@torch.inference_mode()
 def forward_regions(
     model: nn.Module, regions: Iterable[Tensor], *, precision: str, average_symmetries: bool = False
 ) -> Iterator[SpotOutputs]:
-    """Run the network over batches of region patches, one by one.
+    """Run a network that needs nothing else over batches of region patches, uint8 ``(B, 3, R, R)``, one by one.
+
+    Other arguments are those of :func:`forward_batches`.
+    """
+    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]] = ((region, {}) for region in regions)
+    return forward_batches(model, batches, precision=precision, average_symmetries=average_symmetries)
+
+
+@torch.inference_mode()
+def forward_batches(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Mapping[str, Tensor]]],
+    *,
+    precision: str,
+    average_symmetries: bool = False,
+) -> Iterator[SpotOutputs]:
+    """Run the network over batches, one by one.
 
     Parameters
     ----------
     model
         A network of ``hifusion.models``; it is left in evaluation mode.
-    regions
-        Batches of uint8 ``(B, 3, R, R)``.
+    batches
+        Region patches, uint8 ``(B, 3, R, R)``, and what else the network needs by name.
     precision
         ``"bf16-mixed"`` or ``"32-true"``.
     average_symmetries
@@ -58,11 +73,12 @@ def forward_regions(
     """
     device = next(model.parameters()).device
     model.eval()
-    for region in regions:
+    for region, inputs in batches:
         region = region.to(device)
+        given = {name: value.to(device) for name, value in inputs.items()}
         views = list(eight_symmetries(region)) if average_symmetries else [region]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            outputs = [model(view) for view in views]
+            outputs = [model(view, **given) for view in views]
         mean = (
             torch.stack([getattr(output, name).float() for output in outputs]).mean(0) for name in SpotOutputs._fields
         )

@@ -1,7 +1,7 @@
 """A trained run and a section, measured or only placed on its slide: expression at each of its spots."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +12,31 @@ from scipy.spatial import KDTree
 from hifusion import files
 from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView
-from hifusion.data import read_regions, slide_regions
+from hifusion.data import slide_regions
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts, total_counts
-from hifusion.inference import SpotOutputs, best_device, forward_regions, predict_regions
+from hifusion.inference import SpotOutputs, best_device, forward_regions
 from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
+from hifusion.surroundings import Spots, Surroundings, predict_spots
 
 SAME_SCALE = 0.05  # scales this close are one: a run trained on native pixels then reads native pixels
 
 Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
 
 
-def predict_view(run: Run, view: SectionView, progress: Progress | None = None) -> np.ndarray:
-    """Expression of a section whose region patches are in a store, float32 ``(N, G)``."""
-    rows = np.arange(len(view.centres_px))
-    size = run.recipe.batch_size
-    chunks = (read_regions(view, rows[start : start + size]) for start in range(0, len(rows), size))
-    done = 0
+def predict_view(
+    run: Run, view: SectionView, trained: Sequence[Spots] = (), progress: Progress | None = None
+) -> np.ndarray:
+    """Expression of a section whose region patches are in a store, float32 ``(N, G)``.
+
+    Parameters
+    ----------
+    trained
+        The run's training spots (:func:`hifusion.training.split`), for networks that look at them: EGN and ASIGN-3D.
+    """
+    rows, done = np.arange(len(view.centres_px)), 0
 
     def report(batch: int) -> None:
         nonlocal done
@@ -38,7 +44,8 @@ def predict_view(run: Run, view: SectionView, progress: Progress | None = None) 
         if progress:
             progress(f"predict {view.name}", done, len(rows))
 
-    return predict_regions(run.network(best_device()), chunks, precision=run.facts["precision"], on_batch=report)
+    surroundings, network = Surroundings(run.sized_recipe, trained), run.network(best_device())
+    return predict_spots(network, surroundings, view, rows, run.facts["precision"], report).expression
 
 
 def predict_section(

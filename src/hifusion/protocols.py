@@ -146,7 +146,10 @@ def protocol(name: str) -> Protocol:
 
 
 def check_leak(
-    fold: Fold, infos: Sequence[SectionInfo], image_digests: Mapping[str, str], same_patient: bool = False
+    fold: Fold,
+    infos: Sequence[SectionInfo],
+    digests: Mapping[str, Mapping[str, str]],
+    same_patient: bool = False,
 ) -> None:
     """Refuse a fold in which what is tested was seen in training.
 
@@ -154,16 +157,16 @@ def check_leak(
     ----------
     infos
         All sections of the study.
-    image_digests
-        Digest of the image of each section that has one.
+    digests
+        What -> section -> digest of it, where the section has it: of its image, of its counts.
     same_patient
-        Whether the protocol trains on the tested patient by design; sections and images may still not repeat.
+        Whether the protocol trains on the tested patient by design; sections, images and counts may still not repeat.
 
     Raises
     ------
     InputError
-        A section or an image stands in two of train, validation and test; a tested patient is trained or validated on
-        and ``same_patient`` is false; or the fold names a section that ``infos`` lacks.
+        A section, an image or counts stand in two of train, validation and test; a tested patient is trained or
+        validated on and ``same_patient`` is false; or the fold names a section that ``infos`` lacks.
     """
     patient_of = {info.name: info.patient for info in infos}
     parts = {"train": fold.train, "validation": fold.validation, "test": fold.test}
@@ -174,11 +177,12 @@ def check_leak(
         shared = sorted(set(ones) & set(others))
         if shared:
             raise InputError(_leak(fold, f"section {shared[0]} stands in {one} and in {other}"))
-        holders = {image_digests[name]: name for name in ones if name in image_digests}
-        for name in others:
-            twin = holders.get(image_digests.get(name, ""))
-            if twin:
-                raise InputError(_leak(fold, f"section {twin} in {one} and {name} in {other} have the same image"))
+        for what, of in digests.items():
+            holders = {of[name]: name for name in ones if name in of}
+            for name in others:
+                twin = holders.get(of.get(name, ""))
+                if twin:
+                    raise InputError(_leak(fold, f"section {twin} in {one} and {name} in {other} have the same {what}"))
     if not same_patient:
         seen = sorted({patient_of[name] for name in fold.outside_test} & {patient_of[name] for name in fold.test})
         if seen:

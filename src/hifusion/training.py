@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from hifusion import checkpoint, data, files
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
+from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.inference import best_device, forward_regions, predict_regions, resolve_precision
+from hifusion.inference import best_device, resolve_precision
 from hifusion.metrics import lattice_weights
 from hifusion.models import MODELS
+from hifusion.models.inputs import pixel_statistics
 from hifusion.novelty import fit_novelty
-from hifusion.recipes import Recipe, from_dict
+from hifusion.optimisers import OPTIMISERS, learning_rate
 from hifusion.store import Store
+from hifusion.surroundings import Spots, Surroundings, predict_spots
 
 # Of a loss or MSE in squared units of expression, which itself stays below 15 in either normalisation.
 DIVERGED = 1e6
@@ -123,14 +126,8 @@ def fit(
     check_patches(recipe, store)
     if shuffle_targets:
         train, validation = shuffled(train, seed), shuffled(validation, seed)
-    if validation:
-        train_rows = [np.arange(len(view.expression)) for view in train]
-        held_out = [(view, np.arange(len(view.expression))) for view in validation]
-    else:
-        splits = [data.split_spots(view, recipe.validation_fraction, seed) for view in train]
-        train_rows = [rows for rows, _ in splits]
-        held_out = [(view, rows) for view, (_, rows) in zip(train, splits, strict=True)]
-    n_train = sum(map(len, train_rows))
+    trained, held_out = split(recipe, train, validation, seed)
+    n_train = sum(len(rows) for _, rows in trained)
     device = best_device()
     precision = resolve_precision(recipe.precision, device)
     facts = {
@@ -154,26 +151,28 @@ def fit(
 
     torch.manual_seed(seed)
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
-    network: Any = MODELS["hifusion"].module(dataclasses.replace(recipe.model, n_genes=len(panel.genes)))
+    sized = recipe.sized(len(panel.genes))
+    surroundings = Surroundings(sized, trained)
+    network: Any = MODELS[recipe.network].module(sized.model)
     train_mean = mean_profile(train)
-    if recipe.start_at_mean:
-        network.start_at(torch.from_numpy(train_mean))
+    _start(network, sized, trained, train_mean)
     network = network.to(memory_format=network.config.memory_format)
-    optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimiser = OPTIMISERS[recipe.optimiser](network.parameters(), recipe)
     model, optimiser = fabric.setup(network, optimiser)
 
     log: list[dict[str, Any]] = _restore(out, network, optimiser) if resume else []
     for epoch in range(len(log), recipe.epochs):
         started = time.perf_counter()
-        for group in optimiser.param_groups:
-            group["lr"] = cosine(recipe.lr, recipe.min_lr, epoch, recipe.epochs)
-        terms = _one_epoch(fabric, model, optimiser, recipe, train, train_rows, seed, epoch, progress)
+        terms = _one_epoch(fabric, model, optimiser, surroundings, seed, epoch, progress)
         seconds = time.perf_counter() - started
+        if hasattr(network, "set_bank"):
+            bank = np.concatenate([view.expression[rows] for view, rows in trained])
+            network.set_bank(torch.from_numpy(bank).to(device))
         row = {
             "epoch": epoch,
             "lr": optimiser.param_groups[0]["lr"],
             **terms,
-            "validation_mse": _mse(network, held_out, recipe.batch_size, precision),
+            "validation_mse": _mse(network, surroundings, held_out, precision),
             "seconds": round(seconds, 3),
             "spots_per_s": round(n_train / seconds, 3),
         }
@@ -191,11 +190,26 @@ def fit(
     best = _selected(recipe, log)
     selected, _ = checkpoint.load_tensors(out / "weights.safetensors")
     network.load_state_dict({name: tensor for name, tensor in selected.items() if name != "train_mean"})
-    _save_novelty(out, network, list(zip(train, train_rows, strict=True)), held_out, recipe.batch_size, precision)
+    _save_novelty(out, network, surroundings, held_out, precision)
+    facts |= {"train_seconds": round(sum(row["seconds"] for row in log), 3)}
     facts |= {"state": "complete", "best_epoch": best["epoch"], "validation_mse": best["validation_mse"]}
     files.write_json(out / "run.json", facts)
     (out / "last.safetensors").unlink()
     return Run.open(out)
+
+
+def split(
+    recipe: Recipe, train: Sequence[SectionView], validation: Sequence[SectionView], seed: int
+) -> tuple[list[Spots], list[Spots]]:
+    """Training and validation spots of :func:`fit`: whole sections, or blocks of spots of each training section."""
+    if validation:
+        return _whole(train), _whole(validation)
+    splits = [(view, *data.split_spots(view, recipe.validation_fraction, seed)) for view in train]
+    return [(view, rows) for view, rows, _ in splits], [(view, rows) for view, _, rows in splits]
+
+
+def _whole(views: Sequence[SectionView]) -> list[Spots]:
+    return [(view, np.arange(len(view.expression))) for view in views]
 
 
 def _spot_facts(views: Sequence[SectionView]) -> dict[str, Any]:
@@ -210,14 +224,17 @@ def _spot_facts(views: Sequence[SectionView]) -> dict[str, Any]:
 
 
 def check_patches(recipe: Recipe, store: Store | None) -> None:
-    """Refuse a store whose region patches are not of the size and scale the recipe's network takes."""
+    """Refuse a store whose region patches do not hold, at the same scale, those the recipe's network takes."""
     if store is None:
         raise InputError("training needs region patches; build a store with `hifusion prepare` first")
-    wanted, found = (recipe.model.region_px, recipe.region_mpp), (store.region_px, store.mpp)
-    if wanted != found:
-        given, needed = (f"region_px={px}, mpp={'native' if mpp is None else mpp}" for px, mpp in (found, wanted))
+    wanted, found = recipe.model.region_px, store.region_px
+    if store.mpp != recipe.region_mpp or found < wanted or (found - wanted) % 2:
+        given, needed = (
+            f"region_px={px}, mpp={'native' if mpp is None else mpp}"
+            for px, mpp in ((found, store.mpp), (wanted, recipe.region_mpp))
+        )
         scale = "" if recipe.region_mpp is None else f" --mpp {recipe.region_mpp}"
-        command = f"hifusion prepare DATA NEW_STORE --recipe {recipe.name} --region-px {recipe.model.region_px}{scale}"
+        command = f"hifusion prepare DATA NEW_STORE --recipe {recipe.name} --region-px {wanted}{scale}"
         raise InputError(f"{store.root}: holds patches of {given}, the recipe takes {needed}; run `{command}`")
 
 
@@ -227,18 +244,30 @@ def shuffled(views: Sequence[SectionView], seed: int) -> list[SectionView]:
     return [dataclasses.replace(view, expression=rng.permutation(view.expression)) for view in views]
 
 
-def cosine(lr: float, min_lr: float, epoch: int, epochs: int) -> float:
-    """Learning rate of an epoch: half a cosine from ``lr`` to ``min_lr``."""
-    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+def _start(network: Any, recipe: Recipe, trained: Sequence[Spots], train_mean: np.ndarray) -> None:
+    """What a network is told of its training spots before it learns."""
+    if hasattr(network, "set_pixel_statistics"):
+        side, size = recipe.model.region_px, recipe.batch_size
+        regions = (region for view, rows in trained for region in _regions(view, rows, side, size))
+        network.set_pixel_statistics(*pixel_statistics(regions, recipe.model.patch_px))
+    if recipe.start_at_mean:
+        if not hasattr(network, "start_at"):
+            raise InputError(
+                f"start_at_mean=true is not possible: {recipe.network} has no output bias; set it to false"
+            )
+        network.start_at(torch.from_numpy(train_mean))
+
+
+def _regions(view: SectionView, rows: np.ndarray, region_px: int, batch_size: int) -> Iterator[Tensor]:
+    for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
+        yield data.read_regions(view, chunk, region_px)
 
 
 def _one_epoch(
     fabric: Fabric,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
-    views: Sequence[SectionView],
-    rows: Sequence[np.ndarray],
+    surroundings: Surroundings,
     seed: int,
     epoch: int,
     progress: Progress | None,
@@ -248,25 +277,26 @@ def _one_epoch(
     torch.manual_seed(int(draw[0]))  # dropout
     generator = torch.Generator().manual_seed(int(draw[1]))  # order and turns
     model.train()
+    recipe = surroundings.recipe
+    step = MODELS[recipe.network].step
     sums: dict[str, float] = {}
-    n_spots, done = sum(map(len, rows)), 0
-    by_section = recipe.batches == "section"
-    for batch in data.batches(
-        views, rows, batch_size=recipe.batch_size, by_section=by_section, augment=recipe.augment, generator=generator
-    ):
-        region, target = batch.region.to(fabric.device), batch.target.to(fabric.device)
-        terms = MODELS["hifusion"].loss(model(region), target, recipe.align_weight)
+    n_spots, done, learned = sum(len(rows) for _, rows in surroundings.train), 0, 0
+    for batch in surroundings.training_batches(generator):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, epoch + done / n_spots)
+        terms = step(model, batch.to(fabric.device), **recipe.loss)
         optimiser.zero_grad(set_to_none=True)
         fabric.backward(terms["total"])
         optimiser.step()
-        done += len(target)
+        spots = len(batch.target) if batch.scored is None else int(batch.scored.sum())
+        done, learned = min(done + len(batch.target), n_spots), learned + spots
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(target)
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) * spots
         _refuse_diverged(float(terms["total"].detach()), "training loss", epoch, recipe.lr)
         if progress:
-            what = f"epoch {epoch + 1}/{recipe.epochs} loss {sums['total'] / done:.3f}"
+            what = f"epoch {epoch + 1}/{recipe.epochs} loss {sums['total'] / learned:.3f}"
             progress(what, epoch * n_spots + done, recipe.epochs * n_spots)
-    return {name: value / n_spots for name, value in sums.items()}
+    return {name: value / learned for name, value in sums.items()}
 
 
 def _refuse_diverged(value: float, what: str, epoch: int, lr: float) -> None:
@@ -282,35 +312,22 @@ def _selected(recipe: Recipe, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return log[-1] if recipe.selection == "last" else min(log, key=lambda row: row["validation_mse"])
 
 
-def _mse(
-    network: nn.Module, held_out: Sequence[tuple[SectionView, np.ndarray]], batch_size: int, precision: str
-) -> float:
+def _mse(network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str) -> float:
     errors = []
     for view, rows in held_out:
-        predicted = predict_regions(network, _regions(view, rows, batch_size), precision=precision)
+        predicted = predict_spots(network, surroundings, view, rows, precision).expression
         errors.append((predicted - view.expression[rows]).ravel())
     return float(np.mean(np.square(np.concatenate(errors), dtype=np.float64)))
 
 
-def _regions(view: SectionView, rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-    for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        yield data.read_regions(view, chunk)
-
-
 def _save_novelty(
-    out: Path,
-    network: nn.Module,
-    training: Sequence[tuple[SectionView, np.ndarray]],
-    held_out: Sequence[tuple[SectionView, np.ndarray]],
-    batch_size: int,
-    precision: str,
+    out: Path, network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str
 ) -> None:
-    def embeddings(spots: Sequence[tuple[SectionView, np.ndarray]]) -> np.ndarray:
-        regions = (region for view, rows in spots for region in _regions(view, rows, batch_size))
-        outputs = forward_regions(network, regions, precision=precision)
-        return np.concatenate([batch.embedding for batch in outputs])
+    def embeddings(spots: Sequence[Spots]) -> np.ndarray:
+        found = [predict_spots(network, surroundings, view, rows, precision).embedding for view, rows in spots]
+        return np.concatenate(found)
 
-    fitted = fit_novelty(embeddings(training), embeddings(held_out))
+    fitted = fit_novelty(embeddings(surroundings.train), embeddings(held_out))
     tensors = {"mean": torch.from_numpy(fitted.mean), "factor": torch.from_numpy(fitted.factor)}
     checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
 
@@ -343,7 +360,8 @@ def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision")
     # Through a recipe, so that one written by an older version has today's new values at their defaults.
     recipe = dataclasses.asdict(from_dict(facts["recipe"]))
-    recipe |= {f"model.{key}": value for key, value in recipe.pop("model").items()}
+    for group in ("model", "loss"):
+        recipe |= {f"{group}.{key}": value for key, value in recipe.pop(group).items()}
     return {key: facts.get(key) for key in keys} | {f"recipe.{key}": value for key, value in recipe.items()}
 
 

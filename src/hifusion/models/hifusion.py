@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,9 @@ class HiFusionOutput(NamedTuple):
 
 class HiFusion(nn.Module):
     """Spot patch at several grids, fused and attended from the region around it -> expression of the panel."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    whole_section: ClassVar[bool] = False
 
     def __init__(self, config: HiFusionConfig):
         super().__init__()

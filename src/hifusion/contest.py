@@ -1,0 +1,364 @@
+"""What is compared with what: the folds, the models and seeds, and how one model is fitted and predicts in one fold."""
+
+import importlib.util
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hifusion import files
+from hifusion.baselines import BASELINES, Baseline
+from hifusion.checkpoint import Run
+from hifusion.cohort import Cohort, SectionView, mean_profile
+from hifusion.configuration import Recipe
+from hifusion.costs import network_costs, peak_memory_mib
+from hifusion.errors import InputError
+from hifusion.expression import GenePanel
+from hifusion.features_ridge import fit_features_ridge
+from hifusion.inference import best_device, forward_batches
+from hifusion.neighbour_section import fit_neighbour_section
+from hifusion.prediction import predict_view
+from hifusion.protocols import Fold, Protocol, check_leak, protocol
+from hifusion.recipes import RIVALS
+from hifusion.surroundings import Surroundings
+from hifusion.training import check_patches, fit, split
+
+Progress = Callable[[str, int, int], None]
+SHUFFLED = "shuffled"  # the first network once more, trained on targets dealt out anew over the spots
+TEST_EPOCH = "_test_epoch"  # the network once more, its epoch selected on the tested sections: the published habit
+SAME_PATIENT = ("neighbour_section", "asign3d")
+"""Models that carry the expression of a measured section over to another one of the same patient."""
+
+
+class Rival(NamedTuple):
+    """A simple rival, and the package that an extra installs for it."""
+
+    baseline: Baseline
+    package: str = ""
+    extra: str = ""
+
+
+def simple_models(encoder: str) -> dict[str, Rival]:
+    """Nulls and simple rivals by name; ``encoder`` is that of ``features_ridge``."""
+    lite = encoder.startswith("efficientnet")
+    return {name: Rival(baseline) for name, baseline in BASELINES.items()} | {
+        "features_ridge": Rival(
+            Baseline(
+                partial(fit_features_ridge, encoder=encoder),
+                True,
+                False,
+                f"ridge regression on whitened features of a frozen encoder ({encoder})",
+            ),
+            *(("efficientnet_lite_pytorch", "encoders") if lite else ()),
+        ),
+        "neighbour_section": Rival(
+            Baseline(fit_neighbour_section, True, False, "expression of the patient's measured sections, laid over"),
+            "SimpleITK",
+            "registration",
+        ),
+    }
+
+
+SIMPLE = tuple(simple_models(""))
+NULLS = (*SIMPLE, SHUFFLED)
+CONTENDERS = ("hifusion", *RIVALS, *NULLS)
+
+
+class Job(NamedTuple):
+    """One model to fit in every fold."""
+
+    model: str
+    seed: int | None
+    """None for models without random choices."""
+
+    @property
+    def label(self) -> str:
+        """Folder and column name."""
+        return self.model if self.seed is None else f"{self.model}-seed{self.seed}"
+
+    @property
+    def network(self) -> str:
+        """Name of the recipe of a network: the model's own, less how its epoch is selected."""
+        return self.model.removesuffix(TEST_EPOCH)
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the epoch is selected on the tested sections, as the field's published figures are."""
+        return self.model.endswith(TEST_EPOCH)
+
+
+class FoldData(NamedTuple):
+    """The sections of one fold through its panel."""
+
+    panel: GenePanel
+    fitted_on: list[SectionView]
+    tested: list[SectionView]
+    train_mean: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """What one model says of the tested sections of a fold, and what that cost."""
+
+    sections: dict[str, np.ndarray]
+    """Section -> float32 ``(N, G)``."""
+    costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Models against each other over the folds of a protocol.
+
+    Attributes
+    ----------
+    cohort
+        A store, or a raw folder for models that look at counts only.
+    protocol_name, rule, folds
+        How sections are split.
+    base
+        Panel, normalisation and frozen encoder for all.
+    recipes
+        Network -> how it is trained; ``base`` decides panel and normalisation.
+    jobs
+        Models and seeds, nulls first.
+    sections, not_run
+        Names that folds are made of; models that cannot run, with the reason.
+    """
+
+    cohort: Cohort
+    protocol_name: str
+    rule: Protocol
+    folds: list[Fold]
+    base: Recipe
+    recipes: dict[str, Recipe]
+    jobs: list[Job]
+    sections: list[str]
+    not_run: dict[str, str]
+    leak_check: bool
+    _fold_data: dict[str, FoldData] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def plan(
+        cls,
+        cohort: Cohort,
+        protocol_name: str,
+        models: Sequence[str],
+        recipes: Mapping[str, Recipe],
+        *,
+        base: Recipe,
+        seeds: Sequence[int] = (0,),
+        with_nulls: bool = True,
+        with_shuffled: bool = True,
+        with_test_epoch: bool = False,
+        leak_check: bool = True,
+    ) -> "Contest":
+        """Make folds and jobs, and refuse what cannot run or leaks before anything is trained.
+
+        Parameters
+        ----------
+        models
+            Names in ``recipes``, in :data:`SIMPLE`, or ``"shuffled"``, the null of the first network.
+        with_nulls, with_shuffled
+            Add every null and simple rival that the data allow; train the ``shuffled`` null too.
+        with_test_epoch
+            Train every network once more with its epoch selected on the tested sections, under its name with
+            ``_test_epoch``: what the published habit is worth.
+
+        Raises
+        ------
+        InputError
+            Unknown model or protocol, no section with the images a model needs, or a fold that leaks.
+        """
+        unknown = [name for name in models if name not in recipes and name not in NULLS]
+        if unknown or not models:
+            raise InputError(f"model {', '.join(unknown) or '(none)'} is unknown; use {', '.join(CONTENDERS)}")
+        rule = protocol(protocol_name)
+        simple = simple_models(base.encoder)
+        names, not_run = _usable_sections(cohort, models, simple)
+        not_run |= _not_possible(rule, simple)
+        folds = rule.folds([info for info in cohort.infos if info.name in names])
+
+        def alike(recipe: Recipe) -> Recipe:
+            return replace(recipe, panel=base.panel, panel_size=base.panel_size, normalisation=base.normalisation)
+
+        contest = cls(
+            cohort,
+            protocol_name,
+            rule,
+            folds,
+            base,
+            {name: alike(recipe) for name, recipe in recipes.items()},
+            _jobs(models, recipes, seeds, with_nulls, with_shuffled, with_test_epoch, not_run),
+            sorted(names),
+            not_run,
+            leak_check,
+        )
+        for job in contest.jobs:
+            if job.seed is not None:
+                check_patches(contest.recipe_of(job), cohort.store)
+        for fold in folds if leak_check else ():
+            infos = [info for info in cohort.infos if info.name in names]
+            check_leak(fold, infos, contest.digests, rule.same_patient)
+        return contest
+
+    def recipe_of(self, job: Job) -> Recipe:
+        """How a network is trained; the ``shuffled`` null as the first network."""
+        return self.recipes[next(iter(self.recipes)) if job.model == SHUFFLED else job.network]
+
+    def data_of(self, fold: Fold) -> FoldData:
+        """The sections of a fold; the panel is chosen on training and validation sections unless the recipe says so."""
+        if fold.name not in self._fold_data:
+            panel = self.cohort.panel(self.base.panel, self.base.panel_size, fold.outside_test)
+            fitted_on, tested = (
+                self.cohort.views(names, panel, self.base.normalisation) for names in (fold.outside_test, fold.test)
+            )
+            self._fold_data[fold.name] = FoldData(panel, fitted_on, tested, mean_profile(fitted_on))
+        return self._fold_data[fold.name]
+
+    def key(self, job: Job, fold: Fold) -> str:
+        """Digest of all that decides a job's result: recipe, seed, panel, and the fold's sections by content."""
+        names = (*fold.outside_test, *fold.test)
+        digests = {what: [of.get(name) for name in names] for what, of in self.digests.items()}
+        recipe = asdict(self.base if job.seed is None else self.recipe_of(job))
+        facts = [job, recipe, asdict(fold), self.data_of(fold).panel.digest, digests]
+        return files.digest(json.dumps(facts).encode())[:16]
+
+    @cached_property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Of the cohort, computed once."""
+        return self.cohort.digests
+
+    def run(self, job: Job, fold: Fold, out: Path | None, progress: Progress | None = None) -> Predicted:
+        """Fit one model in one fold and predict the tested sections, once.
+
+        Parameters
+        ----------
+        out
+            Folder in which the run of a network is kept and gone on with.
+        """
+        its = self.data_of(fold)
+        started = time.perf_counter()
+        if job.seed is None:
+            predict = simple_models(self.base.encoder)[job.model].baseline.fit(its.fitted_on)
+            costs = {"train_seconds": time.perf_counter() - started}
+        else:
+            assert out is not None
+            predict, costs = self._network(job, fold, its, out, progress)
+        started = time.perf_counter()
+        sections = {view.name: predict(view) for view in its.tested}
+        spots = sum(len(predicted) for predicted in sections.values())
+        costs["predict_spots_per_s"] = spots / (time.perf_counter() - started)
+        if job.seed is not None:  # simple models share a process, in which the largest would count for all
+            costs["peak_memory_mib"] = peak_memory_mib()
+        return Predicted(sections, costs)
+
+    def parts(self, job: Job, fold: Fold) -> tuple[list[SectionView], list[SectionView]]:
+        """Training and validation sections of a network; validation is empty where blocks of spots are held out."""
+        its = self.data_of(fold)
+        if job.selects_on_test:
+            return its.fitted_on, its.tested
+        by_name = {view.name: view for view in its.fitted_on}
+        return [by_name[name] for name in fold.train], [by_name[name] for name in fold.validation]
+
+    def _network(
+        self, job: Job, fold: Fold, its: FoldData, out: Path, progress: Progress | None
+    ) -> tuple[Callable[[SectionView], np.ndarray], dict[str, float]]:
+        recipe, seed = self.recipe_of(job), job.seed
+        assert seed is not None
+        train, validation = self.parts(job, fold)
+        if job.selects_on_test:
+            recipe = replace(recipe, selection="validation")
+        run = fit(
+            recipe,
+            its.panel,
+            train,
+            validation,
+            out / "runs" / fold.name / job.label,
+            store=self.cohort.store,
+            seed=seed,
+            shuffle_targets=job.model == SHUFFLED,
+            resume=True,
+            progress=progress and (lambda what, done, total: progress(f"{fold.name} {job.label} {what}", done, total)),
+        )
+        trained, _ = split(recipe, train, validation, seed)
+        seconds = run.facts["train_seconds"]
+        costs = {
+            **_forward_costs(run, Surroundings(run.sized_recipe, trained), its.tested[0]),
+            "train_seconds": seconds,
+            "train_spots_per_s": run.facts["train_spots"] * recipe.epochs / seconds,
+        }
+        return lambda view: predict_view(run, view, trained, progress), costs
+
+
+def _forward_costs(run: Run, surroundings: Surroundings, view: SectionView) -> dict[str, float]:
+    """Parameters and operations of a network, by one forward pass over a few spots or a whole section."""
+    network = run.network(best_device())
+    region, inputs, _ = next(surroundings.batches(view, np.arange(min(len(view.centres_px), 8))))
+
+    def forward() -> None:
+        deque(forward_batches(network, [(region, inputs)], precision="32-true"), maxlen=0)
+
+    return network_costs(forward, network, len(region))
+
+
+def _usable_sections(
+    cohort: Cohort, models: Sequence[str], simple: Mapping[str, Rival]
+) -> tuple[list[str], dict[str, str]]:
+    """Sections to make folds of, and the rivals that cannot run on them, with the reason."""
+    needs_images = [name for name in models if name not in simple or simple[name].baseline.needs_images]
+    with_image = [name for name in cohort.sections if cohort.has_regions(name)]
+    if needs_images:
+        if not with_image:
+            raise InputError(
+                f"{cohort.root}: {', '.join(needs_images)} needs region patches and there are none; build a store with "
+                "`hifusion prepare` and give that as --data"
+            )
+        return with_image, {}
+    if len(with_image) == len(cohort.sections):
+        return list(cohort.sections), {}
+    without = "counts only: not every section has region patches"
+    return list(cohort.sections), {name: without for name, its in simple.items() if its.baseline.needs_images}
+
+
+def _not_possible(rule: Protocol, simple: Mapping[str, Rival]) -> dict[str, str]:
+    """Models that the protocol or the installation rules out, with the reason."""
+    found = {
+        name: f"`pip install 'hifusion[{its.extra}]'` installs what it needs"
+        for name, its in simple.items()
+        if its.package and importlib.util.find_spec(its.package) is None
+    }
+    if not rule.same_patient:
+        reason = "no section of the tested patient is measured in this protocol"
+        found |= {f"{name}{ending}": reason for name in SAME_PATIENT for ending in ("", TEST_EPOCH)}
+    return found
+
+
+def _jobs(
+    models: Sequence[str],
+    recipes: Mapping[str, Recipe],
+    seeds: Sequence[int],
+    with_nulls: bool,
+    with_shuffled: bool,
+    with_test_epoch: bool,
+    not_run: dict[str, str],
+) -> list[Job]:
+    networks = [name for name in dict.fromkeys(models) if name in recipes]
+    wanted = dict.fromkeys([*(SIMPLE if with_nulls else ()), *models])
+    if networks and with_nulls and with_shuffled:
+        wanted[SHUFFLED] = None
+    elif networks and SHUFFLED not in wanted:
+        not_run[SHUFFLED] = "switched off by the user"
+    first_nulls = [name for name in NULLS if name in wanted]
+    published = [f"{name}{TEST_EPOCH}" for name in networks] if with_test_epoch else []
+    ordered = [name for name in (*first_nulls, *networks, *published) if name not in not_run]
+    # The shuffled null is trained with the first seed only: it is there to show zero, at the cost of a whole training.
+    return [Job(name, seed) for name in ordered for seed in _seeds_of(name, seeds)]
+
+
+def _seeds_of(model: str, seeds: Sequence[int]) -> Sequence[int | None]:
+    return [None] if model in SIMPLE else seeds[:1] if model == SHUFFLED else seeds
