@@ -51,7 +51,7 @@ def markdown(result: dict[str, Any], genes: pd.DataFrame) -> str:
         f"{len(result['folds'])} folds, {any_model['n_sections']} tested sections of {any_model['n_patients']} "
         f"patients, {any_model['n_spots']} spots, {result['folds'][0]['n_genes']} genes, "
         f"expression `{recipe['normalisation']}`.",
-        *_cautions(result),
+        *cautions(result),
         table(result),
         _legend(result),
         _verdict(result),
@@ -71,7 +71,8 @@ def markdown(result: dict[str, Any], genes: pd.DataFrame) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _cautions(result: dict[str, Any]) -> list[str]:
+def cautions(result: dict[str, Any]) -> list[str]:
+    """What a reader must know before the figures, a sentence of Markdown each."""
     found = []
     if result["protocol"]["same_patient"]:
         found.append(

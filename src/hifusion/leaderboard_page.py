@@ -1,0 +1,286 @@
+"""The leaderboard as one page, HTML or Markdown: cautions, table, pairs, genes won, and what every column means."""
+
+import base64
+import hashlib
+from html import escape
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from hifusion.comparison import DIFFER, FEWEST_UNITS, NOT_TOLD_APART
+from hifusion.leaderboard import COLUMNS, COST_COLUMNS
+from hifusion.reporting import cautions
+
+# What stands before the difference of a pair, so that colour is not needed to read it.
+_BETTER, _WORSE, _SAME, _UNKNOWN = "▲", "▼", "≈", "?"
+_CLASSES = {_BETTER: "better", _WORSE: "worse"}
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --page: #fff; --line: #d5dae1; --dim: #5a6675; --stripe: #f5f7f9;
+  --better: #d8efdd; --worse: #f9dfdc; --warn: #fff4d6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --page: #14181e; --line: #38414d; --dim: #9aa6b4;
+  --stripe: #1b2129; --better: #1d4129; --worse: #512825; --warn: #40360f; } }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1600px; margin: 0 auto; padding: 1rem 1.25rem 3rem; }
+h1 { font-size: 1.5rem; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { max-width: 75ch; margin: .5rem 0; }
+.warn { background: var(--warn); padding: .4rem .7rem; border-radius: 4px; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-width: max-content; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+thead th { vertical-align: bottom; }
+td { white-space: nowrap; }
+tbody tr:last-child > * { border-bottom: 0; }
+tbody th { position: sticky; left: 0; background: var(--page); font-weight: 600;
+  min-width: 7.5rem; max-width: 14rem; overflow-wrap: break-word; }
+.text { text-align: left; white-space: normal; max-width: 60ch; }
+.muted > * { color: var(--dim); background: var(--stripe); font-style: italic; }
+.better { background: var(--better); }
+.worse { background: var(--worse); }
+@media print { :root { color-scheme: light; --ink: #000; --page: #fff; --line: #999; --dim: #444; --stripe: #f3f3f3;
+    --better: #d8efdd; --worse: #f9dfdc; --warn: #fff4d6; }
+  @page { size: A4 landscape; margin: 10mm; }
+  body { font-size: 9pt; } main { padding: 0; } table { font-size: 6.5pt; } th, td { padding: 1pt 3pt; }
+  tbody th { min-width: 0; }
+  td { white-space: normal; } .scroll { overflow: visible; border: 0; } tr { break-inside: avoid; }
+  h2 { break-after: avoid; } .better, .worse, .warn { print-color-adjust: exact; } }
+"""
+
+
+class Table(NamedTuple):
+    """A table as plain text, not yet escaped; the first column names its rows, ``muted`` are rows that rank nowhere."""
+
+    headers: list[str]
+    rows: list[list[str]]
+    muted: frozenset[int] = frozenset()
+
+
+class Part(NamedTuple):
+    """A chapter of the page, as plain text; ``warnings`` stand out."""
+
+    title: str
+    warnings: list[str]
+    paragraphs: list[str]
+    table: Table
+
+
+def to_html(
+    result: dict[str, Any],
+    board: pd.DataFrame,
+    pairs: pd.DataFrame,
+    wins: pd.DataFrame,
+    gap: pd.DataFrame | None = None,
+) -> str:
+    """The page as one HTML file: no script, no network, every name shown as text; light, dark and for print.
+
+    Parameters
+    ----------
+    result
+        What ``metrics.json`` holds.
+    board
+        From :func:`hifusion.leaderboard.leaderboard`.
+    pairs, wins, gap
+        From :func:`hifusion.comparison.paired_differences`, ``gene_wins`` and, where there is one, ``selection_gap``.
+    """
+    allowed = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
+    body = []
+    for level, part in enumerate(_parts(result, board, pairs, wins, gap)):
+        heading = "h2" if level else "h1"
+        body.append(f"<{heading}>{escape(part.title)}</{heading}>")
+        body += [f'<p class="warn">{escape(text)}</p>' for text in part.warnings]
+        body += [f"<p>{escape(text)}</p>" for text in part.paragraphs]
+        body.append(_html_table(part.table, part.title))
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Leaderboard: {escape(result['protocol']['name'])}</title>",
+            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
+            *body,
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def to_markdown(
+    result: dict[str, Any],
+    board: pd.DataFrame,
+    pairs: pd.DataFrame,
+    wins: pd.DataFrame,
+    gap: pd.DataFrame | None = None,
+) -> str:
+    """The same page as Markdown; arguments as :func:`to_html`."""
+    lines = []
+    for level, part in enumerate(_parts(result, board, pairs, wins, gap)):
+        lines.append(f"{'##' if level else '#'} {_markdown(part.title)}")
+        lines += [f"**{_markdown(text)}**" for text in part.warnings]
+        lines += [_markdown(text) for text in part.paragraphs]
+        rows = [part.table.headers, *part.table.rows]
+        table = ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
+        table.insert(1, "|" + "|".join(" --- " if text else " ---: " for text in _are_text(part.table)) + "|")
+        lines.append("\n".join(table))
+    return "\n\n".join(lines) + "\n"
+
+
+def _parts(
+    result: dict[str, Any], board: pd.DataFrame, pairs: pd.DataFrame, wins: pd.DataFrame, gap: pd.DataFrame | None
+) -> list[Part]:
+    shown = [name for name in COLUMNS if not (name in COST_COLUMNS and board[name].isna().all())]
+    oracles = frozenset(board.index[board["kind"] == "oracle"])
+    found = [
+        Part("Leaderboard", _warnings(result, board, pairs), _about(result, board), Table(
+            [COLUMNS[name].title for name in shown],
+            [[_cell(row, name) for name in shown] for _, row in board.iterrows()],
+            oracles,
+        )),
+        Part("Pairs", [], _pairs_meaning(pairs), _matrix(board, pairs)),
+        Part("Every pair in figures", [], [], _pair_table(pairs)),
+        Part("Genes won", [], [], Table(
+            ["model", "genes", "wins", "lower MSE than train_mean", "lower MSE than ridge"],
+            [
+                [str(row["model"]), f"{row['genes']}", _number(row["wins"], 1)]
+                + [_number(row[f"beats_{rival}"], 0) for rival in ("train_mean", "ridge")]
+                for _, row in wins.set_index("model", drop=False).loc[board["model"]].iterrows()
+            ],
+        )),
+    ]  # fmt: skip
+    if gap is not None:
+        found.append(_gap(gap))
+    meanings = [[COLUMNS[name].title, COLUMNS[name].meaning] for name in shown if COLUMNS[name].meaning]
+    return [*found, Part("What the columns mean", [], [], Table(["column", "meaning"], meanings))]
+
+
+def _about(result: dict[str, Any], board: pd.DataFrame) -> list[str]:
+    its = result["models"][board["model"].iloc[0]]
+    protocol = result["protocol"]
+    unlike = board.loc[~board["against_best"].isin(["best", DIFFER, ""])]
+    rivals = [f"{verdict}: {', '.join(its)}" for verdict, its in unlike.groupby("against_best")["model"]]
+    return [
+        f"Protocol {protocol['name']}: {protocol['meaning']}. {len(result['folds'])} folds, {its['n_sections']:.0f} "
+        f"tested sections of {its['n_patients']:.0f} patients, {its['n_spots']:.0f} spots, {its['n_genes']:.0f} genes, "
+        f"expression {result['recipe']['normalisation']}.",
+        f"Highest pcc_per_gene: {board['model'].iloc[0]}. "
+        + (f"Against it {'; '.join(rivals)}." if rivals else "Every other honest model differs from it."),
+    ]
+
+
+def _warnings(result: dict[str, Any], board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    # The cautions are Markdown; here they are plain text.
+    found = [caution.replace("**", "").replace("`", "") for caution in cautions(result)]
+    if len(pairs) and pairs["units"].iloc[0] < FEWEST_UNITS:
+        found.append(
+            f"Only {pairs['units'].iloc[0]} {pairs['over'].iloc[0]}: below {FEWEST_UNITS} no two models can be told "
+            "apart, and the order of the table is no finding."
+        )
+    once = board.loc[(board["kind"] == "network") & (board["seeds"] == 1), "model"]
+    if len(once):
+        found.append(f"Trained with one seed only, so that luck cannot be told from skill: {', '.join(once)}.")
+    return found
+
+
+def _cell(row: "pd.Series[Any]", name: str) -> str:
+    if name == "model":
+        return f"{row[name]} *" if row["kind"] == "oracle" else str(row[name])
+    decimals = COLUMNS[name].decimals
+    if decimals is None:
+        return str(row[name])
+    if name == "pcc_per_gene" and pd.notna(row["pcc_per_gene_low"]):
+        return f"{row[name]:.3f} [{row['pcc_per_gene_low']:.3f}, {row['pcc_per_gene_high']:.3f}]"
+    return "-" if name == "seeds" and not row[name] else _number(row[name], decimals)
+
+
+def _pairs_meaning(pairs: pd.DataFrame) -> list[str]:
+    if pairs.empty:
+        return ["There is one model, and nothing to compare it with."]
+    first = pairs.iloc[0]
+    return [
+        f"Row minus column in {first['metric']}, each the mean over seeds; {first['units']} {first['over']}. "
+        f"{_BETTER} the row is better, {_WORSE} it is worse: the paired 95 % bootstrap interval over {first['over']} "
+        f"excludes 0 and the difference is above 2 of its standard errors over seeds. {_SAME} not told apart. "
+        f"{_UNKNOWN} cannot be told: fewer than {FEWEST_UNITS} {first['over']}, or a network trained with one seed.",
+        f"Each verdict is about its own pair: of {len(pairs)} pairs without any difference about "
+        f"{0.05 * len(pairs):.1f} would differ by chance. p is that of a sign-flip test over {first['over']}: none "
+        f"below {FEWEST_UNITS}, and never under 2 / 2^{first['units']}. Holm's p allows for the number of pairs.",
+    ]
+
+
+def _mark(difference: float, metric: str, verdict: str) -> str:
+    if verdict == DIFFER:
+        return _BETTER if (difference > 0) == (metric != "mse") else _WORSE
+    return _SAME if verdict == NOT_TOLD_APART else _UNKNOWN
+
+
+def _matrix(board: pd.DataFrame, pairs: pd.DataFrame) -> Table:
+    cells: dict[tuple[str, str], str] = {}
+    for _, row in pairs.iterrows():
+        for one, other, its in (("model_a", "model_b", row["difference"]), ("model_b", "model_a", -row["difference"])):
+            cells[row[one], row[other]] = f"{_mark(its, row['metric'], row['verdict'])} {its:+.3f}"
+    compared = {model for pair in cells for model in pair}
+    names = [model for model in board["model"] if model in compared]
+    return Table(["", *names], [[one, *(cells.get((one, other), "") for other in names)] for one in names])
+
+
+def _pair_table(pairs: pd.DataFrame) -> Table:
+    headers = ["pair", "difference", "95 % interval", "error over seeds", "p", "Holm's p", "verdict"]
+    return Table(headers, [
+        [
+            f"{row['model_a']} - {row['model_b']}",
+            f"{row['difference']:+.4f}",
+            "-" if pd.isna(row["low"]) else f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+            *(_number(row[name], 4) for name in ("seed_error", "p", "p_holm")),
+            str(row["verdict"]),
+        ]
+        for _, row in pairs.iterrows()
+    ])  # fmt: skip
+
+
+def _gap(gap: pd.DataFrame) -> Part:
+    rows = [
+        [row["model"], row["score"], _number(row["published"], 4), _number(row["honest"], 4), f"{row['gap']:+.4f}"]
+        for _, row in gap.iterrows()
+    ]
+    return Part(
+        "Selection on the tested fold",
+        [],
+        [
+            "Published habit: the epoch that scored best on the tested fold. Honest: the epoch chosen on other "
+            "sections. The gap is what the habit adds to a figure, and none of it is there on new data."
+        ],
+        Table(["model", "score", "published habit", "honest", "gap"], rows),
+    )
+
+
+def _html_table(table: Table, title: str) -> str:
+    text = [' class="text"' if is_text else "" for is_text in _are_text(table)]
+    lines = [
+        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0">\n<table>\n<thead><tr>',
+        *(f'<th scope="col"{its}>{escape(name)}</th>' for name, its in zip(table.headers, text, strict=True)),
+        "</tr></thead>\n<tbody>",
+    ]
+    for number, (name, *cells) in enumerate(table.rows):
+        lines.append('<tr class="muted">' if number in table.muted else "<tr>")
+        lines.append(f'<th scope="row"{text[0]}>{escape(name)}</th>')
+        for cell, its in zip(cells, text[1:], strict=True):
+            mark = _CLASSES.get(cell[:1])
+            lines.append(f"<td{f' class={mark}' if mark else its}>{escape(cell)}</td>")
+        lines.append("</tr>")
+    return "".join([*lines, "</tbody>\n</table>\n</div>"])
+
+
+def _are_text(table: Table) -> list[bool]:
+    """Whether each column is words: then it is set flush left."""
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.headers)
+    return [place == 0 or any(map(str.isalpha, "".join(cells))) for place, cells in enumerate(columns)]
+
+
+def _markdown(text: str) -> str:
+    """Plain text that Markdown shows as it is: no tags, links, code or further cells."""
+    safe = escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\|*`[]" else letter for letter in safe)
+
+
+def _number(value: float, decimals: int) -> str:
+    return "-" if pd.isna(value) else f"{value:.{decimals}f}"
