@@ -104,8 +104,9 @@ def test_tissues_of_other_shapes_are_doubted():
 
 @pytest.mark.parametrize("spots", [1, 2])
 def test_few_spots_give_a_map_all_the_same(spots):
-    found = register(*(make_view(name, spots, regions=None) for name in ("P1", "P2")))
-    assert np.isfinite(found.matrix).all()
+    for mpp in (5.0, 0.2):  # spots 200 and 8 um apart
+        found = register(*(make_view(name, spots, regions=None, mpp=mpp) for name in ("P1", "P2")))
+        assert np.isfinite(found.matrix).all()
 
 
 def test_the_common_frame_is_the_first_sections(turned):

@@ -8,7 +8,7 @@ Only pictures and positions are looked at, never expression.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -155,8 +155,7 @@ def register(moving: SectionView, fixed: SectionView, *, mirror: bool = False) -
         doubts=(),
         method=f"{kind}, by {'optical density' if seen else 'the outline of tissue or spots alone'}",
     )
-    object.__setattr__(found, "doubts", tuple(_doubts(found, fixed.pitch_px * fixed.mpp)))
-    return found
+    return replace(found, doubts=tuple(_doubts(found, fixed.pitch_px * fixed.mpp)))
 
 
 def common_frame(views: Sequence[SectionView], *, mirror: bool = False) -> list[np.ndarray]:
@@ -206,15 +205,16 @@ def _of_slide(view: SectionView) -> _Picture | None:
     mask = tissue_of(picture, um)
     each = size_um / mask.shape[::-1]
     found = _Picture(mask, optical_density(picture).mean(axis=2), each, each / 2)
-    return _shrunk(found, FINE_UM) if mask.any() else None
+    fine = _shrunk(found, FINE_UM)
+    return fine if fine.mask.any() else None
 
 
 def _of_spots(view: SectionView) -> _Picture:
-    """Tissue is what is near a spot."""
+    """Tissue is what is near a spot; near enough that it can be seen at :data:`COARSE_UM`."""
     spots, pitch_um = positions_um(view), view.pitch_px * view.mpp
     first, last = spots.min(axis=0) - _MARGIN_UM, spots.max(axis=0) + _MARGIN_UM
     x, y = (np.arange(a, b + FINE_UM, FINE_UM) for a, b in zip(first, last, strict=True))
-    mask = _away(np.stack(np.meshgrid(x, y), axis=-1), spots) <= _SPOT_REACH * pitch_um
+    mask = _away(np.stack(np.meshgrid(x, y), axis=-1), spots) <= max(_SPOT_REACH * pitch_um, COARSE_UM)
     return _Picture(mask, np.zeros(mask.shape, dtype=np.float32), np.full(2, FINE_UM), first)
 
 
