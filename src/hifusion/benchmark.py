@@ -6,7 +6,7 @@
     jobs/<label>/<fold>.json    a finished job: what it was made from and what it cost; <fold>.log: what it said
     predictions/, runs/         as an evaluation leaves them
     metrics.csv, sections.csv, costs.csv, metrics.json, report.md
-    leaderboard.csv, .md, .html, comparison.csv
+    leaderboard.csv, .md, .html, comparison.csv, selection_gap.csv
 
 A process is started as ``python -m hifusion.benchmark FOLDER FOLD LABEL...``, which a cluster's scheduler may do too.
 """
@@ -21,16 +21,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from hifusion import files, recipes
 from hifusion.cohort import Cohort
+from hifusion.comparison import gene_wins, paired_differences, selection_gap
 from hifusion.configuration import Recipe
-from hifusion.contest import Contest, Job, Predicted
+from hifusion.contest import TEST_EPOCH, Contest, Job, Predicted
 from hifusion.errors import InputError, plain
 from hifusion.estimate import job_seconds
 from hifusion.evaluation import Scores, prediction_file, save_predictions, score, write_scores
-from hifusion.leaderboard import write_leaderboard
+from hifusion.leaderboard import leaderboard
+from hifusion.leaderboard_page import to_html, to_markdown
 from hifusion.protocols import Fold
 from hifusion.section import read_section
 
@@ -125,8 +128,8 @@ class Outcome(NamedTuple):
     """What a benchmark gives."""
 
     scores: Scores
-    leaderboard: Any
-    """pandas DataFrame, a row a model."""
+    leaderboard: pd.DataFrame
+    """A row a model."""
     failed: dict[str, str]
     """``label/fold`` -> the last line its process said."""
 
@@ -173,7 +176,30 @@ def benchmark(settings: Settings, out: Path, *, processes: int = 1, progress: Pr
     scores = score(contest, results)
     scores.result["failed"] = failed
     write_scores(scores, out)
-    return Outcome(scores, write_leaderboard(scores.result, scores.genes, scores.sections, scores.costs, out), failed)
+    return Outcome(scores, _write_leaderboard(scores, out), failed)
+
+
+def _write_leaderboard(scores: Scores, out: Path) -> pd.DataFrame:
+    board = leaderboard(scores.result, scores.genes, scores.sections, scores.costs)
+    pairs, wins = paired_differences(scores.genes, scores.sections), gene_wins(scores.genes)
+    gap = _selection_gap(scores.sections)
+    for name, table in (("leaderboard", board), ("comparison", pairs), ("selection_gap", gap)):
+        if table is not None:
+            files.write_text(out / f"{name}.csv", table.to_csv(index=False))
+    files.write_text(out / "leaderboard.html", to_html(scores.result, board, pairs, wins, gap))
+    files.write_text(out / "leaderboard.md", to_markdown(scores.result, board, pairs, wins, gap))
+    return board
+
+
+def _selection_gap(sections: pd.DataFrame) -> pd.DataFrame | None:
+    """What selecting the epoch on the test is worth; None where no network was trained so."""
+    on_test = sections["model"].str.endswith(TEST_EPOCH)
+    if not on_test.any():
+        return None
+    published = sections[on_test].assign(
+        **{name: sections[name].str.replace(TEST_EPOCH, "") for name in ("model", "label")}
+    )
+    return selection_gap(published, sections[~on_test & sections["label"].isin(published["label"])])
 
 
 def _tasks(contest: Contest, out: Path) -> list[_Task]:
