@@ -43,19 +43,19 @@ class Baseline(NamedTuple):
 
 def fit_train_mean(train: Sequence[SectionView]) -> Predict:
     """The mean profile of all training spots, the same for every spot."""
-    mean = _expression(train).mean(axis=0)
+    mean = training_expression(train).mean(axis=0)
     return lambda view: _flat(mean, view)
 
 
 def fit_own_mean(train: Sequence[SectionView]) -> Predict:
     """The tested section's own mean profile (oracle): what knowing the section's offset alone is worth."""
-    _expression(train)
+    training_expression(train)
     return lambda view: _flat(view.expression.mean(axis=0, dtype=np.float64), view)
 
 
 def fit_depth(train: Sequence[SectionView]) -> Predict:
     """A line per gene on the log total counts of the tested spot (oracle), fitted on the training spots."""
-    target = _expression(train)
+    target = training_expression(train)
     depth = np.concatenate([_log_depth(view) for view in train])
     mean = target.mean(axis=0)
     centred = depth - depth.mean()
@@ -71,9 +71,9 @@ def fit_ridge(train: Sequence[SectionView]) -> Predict:
     one of :data:`ALPHAS` with the lowest MSE when each training section in turn, or each quarter of the only one, is
     held out.
     """
-    target = _expression(train)
+    target = training_expression(train)
     statistics = np.concatenate([patch_statistics(view) for view in train])
-    alpha = _choose_alpha(statistics, target, _blocks(train))
+    alpha = _choose_alpha(statistics, target, held_out_blocks(train))
     return _ridge_predict(statistics, target, alpha)
 
 
@@ -83,7 +83,7 @@ def fit_kernel_ridge(train: Sequence[SectionView]) -> Predict:
     Statistics are standardised within each section, which removes stain offset. Kernel ``exp(-0.1 x mean squared
     difference)``, alpha 1; deviations from the training mean are projected on their 20 leading right singular vectors.
     """
-    target = _expression(train)
+    target = training_expression(train)
     statistics = np.concatenate([_within_section(view) for view in train])
     if len(target) > KERNEL_SPOTS:
         kept = np.linspace(0, len(target) - 1, KERNEL_SPOTS).astype(int)
@@ -109,7 +109,7 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def _expression(train: Sequence[SectionView]) -> np.ndarray:
+def training_expression(train: Sequence[SectionView]) -> np.ndarray:
     """Expression of all training spots, float64 ``(sum of N, G)``."""
     if not train or not any(len(view.expression) for view in train):
         raise InputError("a baseline needs at least one training spot; none was given")
@@ -127,7 +127,7 @@ def _log_depth(view: SectionView) -> np.ndarray:
     return np.log1p(view.total_counts)
 
 
-def _blocks(train: Sequence[SectionView]) -> np.ndarray:
+def held_out_blocks(train: Sequence[SectionView]) -> np.ndarray:
     """The part of the training data each spot is held out with: its section, or its quarter of the only section."""
     if len(train) > 1:
         return np.repeat(np.arange(len(train)), [len(view.expression) for view in train])
