@@ -15,7 +15,8 @@ from PIL import Image
 from fabricate import MPP, PITCH_PX, contents, full_disk, lattice_section, refused
 from hifusion import files
 from hifusion.baselines import BASELINES
-from hifusion.plots import CMAP, ORDER, gene_figure, map_gene, plot_genes
+from hifusion.evaluated import ORDER
+from hifusion.plots import CMAP, gene_figure, map_gene, plot_genes
 from hifusion.section import predicted_section, write_section
 
 GENES = ("KRT8", "ERBB2", "CD74", "TMSB10")

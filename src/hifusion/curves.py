@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from hifusion import files
 from hifusion.errors import InputError, plain, refuse_unknown
-from hifusion.plots import check_out, oracles, rank, save
+from hifusion.evaluated import oracles, rank
+from hifusion.plots import check_out, save
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 

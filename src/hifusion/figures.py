@@ -3,7 +3,6 @@
 Everything is read from the folder that `hifusion evaluate` leaves; nothing here runs a model.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,14 @@ from matplotlib.figure import Figure
 from hifusion import files, metrics
 from hifusion.curves import LINES, gene_means
 from hifusion.errors import InputError, plain, refuse_unknown
-from hifusion.plots import (
-    ORDER,
-    Map,
-    base_name,
-    check_out,
-    choose_genes,
-    choose_models,
-    draw_blocks,
-    find_predictions,
-    natural,
-    rank,
-    read_maps,
-    save,
-)
+from hifusion.evaluated import ORDER, Names, base_name, choose_models, find_predictions, natural, rank
+from hifusion.plots import Map, check_out, choose_genes, draw_blocks, read_maps, save
 from hifusion.section import read_section
 
 PAPER_GENES = ("ERBB2", "KRT19", "CD74")
 GENES_2D_3D = ("ERBB2", "KRT19", "TMSB10")
 MOST_COLUMNS = 4  # panels side by side; more go into further rows
 MOST_LEGEND = 12  # sections named in a legend; of more only the number is told
-
-Names = Sequence[str] | None
 
 
 def plot_gene_scatter(

@@ -14,8 +14,8 @@ import pandas as pd
 
 from hifusion import files
 from hifusion.errors import InputError, plain
+from hifusion.evaluated import find_predictions, rank
 from hifusion.metrics import constant
-from hifusion.plots import find_predictions, rank
 from hifusion.section import LABEL, read_section
 
 NO_REGION = ("undetermined",)  # her2st: spots of which the pathologist did not say what they are

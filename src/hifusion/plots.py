@@ -3,7 +3,6 @@
 Names of genes, sections and models are shown as plain text, never read as markup and never used as paths.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +18,16 @@ from matplotlib.patheffects import withStroke
 
 from hifusion import files, metrics
 from hifusion.errors import InputError, plain, refuse_unknown
+from hifusion.evaluated import Names, choose_models, find_predictions, natural, rank
 from hifusion.section import read_section
 
 MARKERS = ("ERBB2", "KRT19", "CD74", "TMSB10")  # the genes of the paper's maps
 CMAP = "magma"  # even steps of lightness, and readable with any kind of colour vision
-# Models in the order of tables and panels: the floor first, networks (all other names) last.
-ORDER = ("train_mean", "own_mean", "depth", "ridge", "kernel_ridge", "shuffled")
 # Formats by suffix, and what keeps the date out of the file: the same input gives the same bytes.
 FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 MOST_PX = 30_000  # longest side; Agg draws up to 65,536, but such a picture fills the memory
 MOST_ACROSS = 7  # maps side by side; a gene's further ones go into more lines, so that titles stay readable in print
 MOST_VECTORS = 3000  # spots drawn as vectors in SVG and PDF; more are drawn as pixels
-
-Names = Sequence[str] | None  # None: the default choice
 
 # Layout, in inches.
 _PANEL, _GAP, _LEFT, _RIGHT, _HEAD, _TITLE, _FOOT = 2.4, 0.14, 0.42, 0.95, 0.42, 0.42, 0.3
@@ -293,7 +289,7 @@ def _colour_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def read_maps(source: Path | Sequence[Path], sections: Names, models: Names) -> dict[str, list[Map]]:
-    """Section -> its maps in the order of :data:`ORDER`; names given by the user only choose among what was found."""
+    """Section -> its maps, floor first; names given by the user only choose among what was found."""
     paths = [Path(path) for path in ([source] if isinstance(source, str | Path) else source)]
     folder = paths[0] if len(paths) == 1 and not paths[0].is_file() else None
     found = find_predictions(folder) if folder else _by_run(paths)
@@ -307,14 +303,6 @@ def read_maps(source: Path | Sequence[Path], sections: Names, models: Names) -> 
         truth = [Map("measured", its.section, "measured") for its in maps if "measured" in its.section.layers]
         blocks[name] = truth[:1] + maps
     return blocks
-
-
-def find_predictions(folder: Path) -> dict[tuple[str, str], Path]:
-    """(section, label of the model) -> prediction file of an evaluation folder; refused where there is none."""
-    found = {(path.stem, path.parent.name): path for path in sorted(Path(folder).glob("predictions/*/*.h5ad"))}
-    if not found:
-        raise InputError(f"{folder}: no predictions, so nothing to draw or score; give what `hifusion evaluate` wrote")
-    return found
 
 
 def _by_run(paths: Sequence[Path]) -> dict[tuple[str, str], Path]:
@@ -335,16 +323,6 @@ def _by_run(paths: Sequence[Path]) -> dict[tuple[str, str], Path]:
     return found
 
 
-def choose_models(labels: Sequence[str], models: Names, folder: Path | None) -> list[str]:
-    """The labels to draw: those asked for by label or by name, else the first seed of each that is no oracle."""
-    if models:
-        refuse_unknown("model", models, [*labels, *map(base_name, labels)], str(folder or "the files"))
-        return [label for label in labels if label in models or base_name(label) in models]
-    hidden = oracles(folder) if folder else set()
-    first = {base_name(label): label for label in reversed(labels)}
-    return [label for base, label in reversed(first.items()) if base not in hidden] or list(labels)
-
-
 def choose_genes(blocks: dict[str, list[Map]], genes: Names) -> list[str]:
     """The genes to draw: those asked for if every panel has them, else the markers or the first of the panels."""
     for name, maps in blocks.items():
@@ -358,29 +336,6 @@ def choose_genes(blocks: dict[str, list[Map]], genes: Names) -> list[str]:
     if not common:
         raise InputError(f"sections {', '.join(map(plain, blocks))} share no gene; draw one section or model at a time")
     return list(dict.fromkeys(genes)) if genes else [gene for gene in MARKERS if gene in common] or common[:3]
-
-
-def oracles(folder: Path) -> set[str]:
-    """Names of the models that look at the answer, by the evaluation's own word."""
-    result = files.read_json(folder / "metrics.json")
-    models = result.get("models", {}) if isinstance(result, dict) else {}
-    return {name for name, scores in models.items() if scores.get("oracle")}
-
-
-def base_name(label: str) -> str:
-    """Name of the model of a label: ``hifusion-seed0`` -> ``hifusion``."""
-    return re.sub(r"-seed\d+$", "", label)
-
-
-def rank(label: str) -> tuple[Any, ...]:
-    """Sort key of labels by :data:`ORDER`, then by name and seed."""
-    base = base_name(label)
-    return ORDER.index(base) if base in ORDER else len(ORDER), natural(label)
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key with numbers by size: C2 before C10."""
-    return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
 
 
 def check_out(out: Path, dpi: int) -> None:
