@@ -15,7 +15,8 @@ from PIL import Image
 from fabricate import MPP, PITCH_PX, contents, full_disk, lattice_section, refused
 from hifusion import files
 from hifusion.baselines import BASELINES
-from hifusion.plots import CMAP, ORDER, gene_figure, map_gene, plot_genes
+from hifusion.evaluated import ORDER
+from hifusion.plots import CMAP, gene_figure, map_gene, plot_genes
 from hifusion.section import predicted_section, write_section
 
 GENES = ("KRT8", "ERBB2", "CD74", "TMSB10")
@@ -117,6 +118,15 @@ def test_without_markers_the_first_three_genes_are_drawn(tmp_path):
     genes = ("G1", "G2", "G3", "G4")
     write_section(predicted(measured_values(), genes=genes), tmp_path / "p.h5ad")
     assert [ax.get_ylabel() for ax in gene_figure(tmp_path / "p.h5ad").axes] == ["G1", "G2", "G3"]
+
+
+def test_more_than_seven_maps_of_a_gene_go_into_lines_of_even_length(tmp_path):
+    folder = write_evaluation(tmp_path, {f"m{i}": measured_values() for i in range(8)})
+    figure = gene_figure(folder, genes=["CD74", "KRT8"])
+    lefts, bottoms = zip(*(ax.get_position().p0.round(4) for ax in figure.axes), strict=True)
+    assert [sorted(set(lefts)).index(left) for left in lefts] == [0, 1, 2, 3, 4, 0, 1, 2, 3] * 2
+    assert len(set(bottoms)) == 4 and min(bottoms) > 0
+    assert [bool(ax.child_axes) for ax in figure.axes] == ([False] * 4 + [True] + [False] * 4) * 2, "colour bars"
 
 
 def test_a_row_has_the_scale_of_what_was_measured(evaluation):

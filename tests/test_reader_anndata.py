@@ -348,3 +348,17 @@ def test_the_extra_that_is_missing_is_named(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "spatialdata", None)
     with refused("pip install 'hifusion[spatialdata]'"):
         next(iter(spatialdata_store.read(store[0])))
+
+
+def _labelled(data):
+    data.obs["label"] = ["tumour", None] + ["stroma"] * (data.n_obs - 2)
+
+
+def _numbered(data):
+    data.obs["label"] = np.arange(data.n_obs)
+
+
+def test_words_that_label_spots_are_kept_and_numbers_are_none(write):
+    labels = _read(write(_labelled)).obs["label"]
+    assert labels.iloc[[0, -1]].tolist() == ["tumour", "stroma"] and labels.isna().sum() == 1
+    assert "label" not in _read(write(_numbered)).obs

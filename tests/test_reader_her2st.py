@@ -24,6 +24,7 @@ from fabricate import (
     spotfile,
     spots_of,
     write_her2st,
+    write_table,
 )
 from hifusion.errors import InputError
 from hifusion.expression import choose_panel, common_genes, total_counts
@@ -306,3 +307,45 @@ def test_all_real_sections_have_the_published_spots_genes_images_and_paper_panel
     panel = choose_panel(sections, "paper", 250)
     assert panel.genes[:3] == ("IGKC", "TMSB10", "ERBB2")
     assert panel.sections == tuple(sections) and len(panel.genes) == 250
+
+
+def _label(root, name, rows):
+    """Write a table of labels as the pathologists' are: `rows` are (x, y, label)."""
+    path = root / "data" / "ST-pat" / "lbl" / f"{name}_labeled_coordinates.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = ["Row.names", "x", "y", "pixel_x", "pixel_y", "label"]
+    write_table(path, [head, *([f"row{i}", x, y, "1.5", "2.5", label] for i, (x, y, label) in enumerate(rows))])
+    return path
+
+
+def test_labels_join_on_rounded_positions_and_rows_without_one_are_passed_over(root):
+    (x0, y0), (x1, y1), (x2, y2) = spots_of("A1")[:3]
+    rows = [(f"{x1 + 0.29}", f"{y1 - 0.2}", "adipose tissue"), (f"{x0 - 0.01}", f"{y0 + 0.2}", "invasive cancer")]
+    _label(root, "A1", [*rows, ("NA", "", "immune infiltrate"), (f"{x2}", f"{y2}", "")])
+    labels = _read(root, "A1").obs["label"]
+    assert labels.iloc[:2].tolist() == ["invasive cancer", "adipose tissue"]
+    assert labels.iloc[2:].isna().all()
+    assert "label" not in _read(root, "A2").obs
+
+
+def test_labels_of_another_section_are_refused_and_so_is_a_spot_with_two(root):
+    x, y = map(str, spots_of("A1")[0])
+    _label(root, "A1", [(x, y, "a"), ("90", "90", "b")])
+    with refused("A1_labeled_coordinates.tsv", "1 of 2 labelled spots"):
+        _read(root, "A1")
+    _label(root, "A1", [(x, y, "a"), (f"{x}.2", y, "b")])
+    with refused("A1_labeled_coordinates.tsv", f"spot {x}x{y} is labelled more than once"):
+        _read(root, "A1")
+
+
+# Rows of each file whose rounded place is a counted spot: 348 rows of A1 less two spots without counts, 177 of C1 less
+# one, 309 of D1 less three; 692 rows of F1 less one without x and y, 475 of G2 less eight such; else all.
+LABELLED = {"A1": 346, "B1": 295, "C1": 176, "D1": 306, "E1": 587, "F1": 691, "G2": 467, "H1": 613}
+
+
+@pytest.mark.real
+def test_real_labels_of_eight_sections_are_all_joined(her2st_root):
+    found = {name: _read(her2st_root, name).obs["label"] for name in LABELLED}
+    assert {name: int(labels.notna().sum()) for name, labels in found.items()} == LABELLED
+    assert (found["E1"] == "immune infiltrate").sum() == 177
+    assert "label" not in _read(her2st_root, "B4").obs

@@ -208,3 +208,19 @@ def test_lattice_section_of_the_tests_keeps_the_contract():
     section = lattice_section({"A": np.arange(12), "B": np.ones(12, int)})
     validate_section(section)
     assert section.uns["hifusion"]["pitch_um"] / section.uns["hifusion"]["mpp"] == pytest.approx(72)
+
+
+def test_labels_are_kept_in_the_file_and_by_predictions_and_may_miss(tmp_path):
+    labels = ["tumour", None] + ["stroma"] * 10
+    write_section(_build(labels=labels), tmp_path / "C2.h5ad")
+    section = read_section(tmp_path / "C2.h5ad")
+    guess = np.zeros((12, 1), dtype=np.float32)
+    made = predicted_section(section, guess, genes=["G0"], normalisation="log_share", panel_digest="d", run="r")
+    for its in (section, made):
+        assert isinstance(its.obs["label"].dtype, pd.CategoricalDtype)
+        assert its.obs["label"].isna().tolist() == [label is None for label in labels]
+        assert its.obs["label"].dropna().tolist() == [label for label in labels if label]
+
+
+def test_a_section_that_nobody_labelled_has_no_column_for_it():
+    assert "label" not in _build(labels=[None] * 12).obs

@@ -1,6 +1,7 @@
 """A patch store is built once, goes on where it stopped, and is never half of what it says it is."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fabricate import (
@@ -336,3 +337,12 @@ def test_full_disk_while_counts_are_written_leaves_nothing(tmp_path):
         prepare([section], tmp_path / "store")
     assert contents(tmp_path) == {}
     assert prepare([section], tmp_path / "store").section("A1").n_obs == 36
+
+
+def test_labels_that_came_later_are_taken_up(root, tmp_path):
+    _build(root, tmp_path / "store", ["A1"])
+    assert "label" not in Store.open(tmp_path / "store").section("A1").obs
+    (section,) = her2st.read(root, ["A1"])
+    section.obs["label"] = pd.Categorical(["tumour"] * section.n_obs)
+    prepare([section], tmp_path / "store", region_px=REGION_PX)
+    assert (Store.open(tmp_path / "store").section("A1").obs["label"] == "tumour").all()

@@ -70,7 +70,7 @@ def test_more_patients_and_sections_leave_the_first_ones_as_they_are(tmp_path: P
     synth.write_cohort(tmp_path / "four", **SMALL | {"patients": 2, "sections_per_patient": 2})
     one, four = _contents(tmp_path / "one"), _contents(tmp_path / "four")
     first = [path for path in one if path.startswith("data/")]
-    assert len(first) == 3
+    assert len(first) == 4
     assert all(one[path] == four[path] for path in first)
 
 
@@ -112,6 +112,15 @@ def test_truth_gives_shares_of_every_spot_that_add_up_to_one(cohort: Path) -> No
     np.testing.assert_allclose(shares.sum(axis=1), 1.0, atol=2.5e-4)
     assert (shares.mean(axis=0) > 0.05).all(), "every cell type is there"
     assert (shares.std(axis=0) > 0.15).all(), "and varies from spot to spot"
+
+
+def test_the_label_of_a_spot_is_the_cell_type_that_takes_most_of_its_disc(cohort: Path) -> None:
+    truth = _truth(cohort)
+    for section in her2st.read(cohort):
+        name = section.uns["hifusion"]["section"]
+        most = [synth.CELL_TYPES[truth[name, spot].argmax()] for spot in section.obs_names]
+        assert section.obs["label"].tolist() == most
+    assert set(synth.CELL_TYPES) == set(most), "each type has spots of its own"
 
 
 def test_markers_follow_their_cell_type_and_null_genes_follow_none(cohort: Path) -> None:

@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hifusion import files
-from hifusion.errors import InputError, plain
-from hifusion.plots import check_out, oracles, rank, save
+from hifusion.errors import InputError, plain, refuse_unknown
+from hifusion.evaluated import oracles, rank
+from hifusion.plots import check_out, save
 
-_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
 def plot_learning(run: Path, out: Path, *, dpi: int = 150) -> Path:
@@ -31,16 +32,16 @@ def plot_learning(run: Path, out: Path, *, dpi: int = 150) -> Path:
     figure = Figure(figsize=(8, 3.2), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     marker = "o" if len(log) == 1 else ""
-    for name, colour in zip(terms, _LINES * len(terms), strict=False):
+    for name, colour in zip(terms, LINES * len(terms), strict=False):
         left.plot(log["epoch"], log[name], color=colour, label=name, lw=1.6, marker=marker)
     for ax, names in ((left, terms), (right, ["validation_mse"])):
         if (log[names] > 0).to_numpy().all():
             ax.set_yscale("log")  # both fall by orders of magnitude within the first epochs
     left.set_title("training loss, mean over spots", fontsize=10)
     left.legend(fontsize=8, frameon=False)
-    right.plot(log["epoch"], log["validation_mse"], color=_LINES[0], lw=1.6)
+    right.plot(log["epoch"], log["validation_mse"], color=LINES[0], lw=1.6)
     note = f"epoch {best}: {kept['validation_mse'].iloc[0]:.4f}" if len(kept) else "no epoch kept yet"
-    right.plot(kept["epoch"], kept["validation_mse"], "o", color=_LINES[1], ms=7, label=note)
+    right.plot(kept["epoch"], kept["validation_mse"], "o", color=LINES[1], ms=7, label=note)
     right.set_title("validation MSE", fontsize=10)
     right.legend(fontsize=8, frameon=False)
     for ax in (left, right):
@@ -61,19 +62,14 @@ def plot_gene_skill(evaluation: Path, out: Path, *, dpi: int = 150) -> Path:
         No ``metrics.csv`` in the folder.
     """
     check_out(out, dpi)
-    columns = ("model", "label", "patient", "gene", "pcc_per_gene", "ceiling")
-    table = _read_table(Path(evaluation) / "metrics.csv", columns, "`hifusion evaluate` writes it when it is done")
-    table["pcc_per_gene"] = table["pcc_per_gene"].fillna(0.0)
-    by_patient = table.groupby(["model", "label", "patient", "gene"], sort=False)[["pcc_per_gene", "ceiling"]].mean()
-    skill = by_patient.groupby(["model", "label", "gene"]).mean().groupby(["model", "gene"]).mean()
-    hidden = oracles(Path(evaluation))
-    shown = sorted((name for name in table["model"].unique() if name not in hidden), key=rank)
+    skill = gene_means(Path(evaluation), ("pcc_per_gene", "ceiling"))
+    shown = list(skill.index.unique("model"))
     figure = Figure(figsize=(6.4, 4), layout="constrained", facecolor="white")
     ax = figure.subplots()
     curves = [("ceiling", skill["ceiling"].groupby("gene").mean().dropna().to_numpy(), "0.6", "--")]
     curves += [
         (name, skill.loc[name, "pcc_per_gene"].to_numpy(), colour, "-")
-        for name, colour in zip(shown, _LINES * len(shown), strict=False)
+        for name, colour in zip(shown, LINES * len(shown), strict=False)
     ]
     for name, values, colour, style in curves:
         if values.size:
@@ -85,6 +81,40 @@ def plot_gene_skill(evaluation: Path, out: Path, *, dpi: int = 150) -> Path:
     for text in ax.legend(fontsize=8, frameon=False).get_texts():
         text.set_parse_math(False)
     return save(figure, out, dpi)
+
+
+def gene_means(evaluation: Path, columns: Sequence[str], models: Sequence[str] | None = None) -> pd.DataFrame:
+    """Scores of every model and gene, rows (model, gene): the mean over sections, then patients, then seeds.
+
+    Models stand in the order of tables, the floor first. A ``pcc_per_gene`` that is undefined counts as 0, any other
+    score not at all.
+
+    Parameters
+    ----------
+    columns
+        Of :data:`hifusion.metrics.GENE_COLUMNS`.
+    models
+        Names, or labels to take a single seed of each; all that are no oracles where None.
+
+    Raises
+    ------
+    InputError
+        No ``metrics.csv`` in the folder, or a model that is not in it.
+    """
+    path = Path(evaluation) / "metrics.csv"
+    needed = ("model", "label", "patient", "gene", *columns)
+    table = _read_table(path, needed, "`hifusion evaluate` writes it when it is done")
+    if models:
+        refuse_unknown("model", models, [*table["label"].unique(), *table["model"].unique()], str(path))
+        table = table[table["label"].isin(models) | table["model"].isin(models)]
+    else:
+        hidden = oracles(Path(evaluation))
+        table = table[~table["model"].isin(hidden)] if set(table["model"]) - hidden else table
+    if "pcc_per_gene" in columns:
+        table = table.assign(pcc_per_gene=table["pcc_per_gene"].fillna(0.0))
+    by_patient = table.groupby(["model", "label", "patient", "gene"], sort=False)[list(columns)].mean()
+    means = by_patient.groupby(["model", "label", "gene"]).mean().groupby(["model", "gene"]).mean()
+    return pd.concat([means.loc[[name]] for name in sorted(means.index.unique("model"), key=rank)])
 
 
 def _read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:

@@ -3,8 +3,7 @@
 Names of genes, sections and models are shown as plain text, never read as markup and never used as paths.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,24 +18,22 @@ from matplotlib.patheffects import withStroke
 
 from hifusion import files, metrics
 from hifusion.errors import InputError, plain, refuse_unknown
+from hifusion.evaluated import Names, choose_models, find_predictions, natural, rank
 from hifusion.section import read_section
 
 MARKERS = ("ERBB2", "KRT19", "CD74", "TMSB10")  # the genes of the paper's maps
 CMAP = "magma"  # even steps of lightness, and readable with any kind of colour vision
-# Models in the order of tables and panels: the floor first, networks (all other names) last.
-ORDER = ("train_mean", "own_mean", "depth", "ridge", "kernel_ridge", "shuffled")
 # Formats by suffix, and what keeps the date out of the file: the same input gives the same bytes.
 FORMATS: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 MOST_PX = 30_000  # longest side; Agg draws up to 65,536, but such a picture fills the memory
+MOST_ACROSS = 7  # maps side by side; a gene's further ones go into more lines, so that titles stay readable in print
 MOST_VECTORS = 3000  # spots drawn as vectors in SVG and PDF; more are drawn as pixels
-
-Names = Sequence[str] | None  # None: the default choice
 
 # Layout, in inches.
 _PANEL, _GAP, _LEFT, _RIGHT, _HEAD, _TITLE, _FOOT = 2.4, 0.14, 0.42, 0.95, 0.42, 0.42, 0.3
 
 
-class _Map(NamedTuple):
+class Map(NamedTuple):
     """What one panel shows of a section: a model's ``X``, or the layer of what was measured."""
 
     title: str
@@ -102,27 +99,39 @@ def gene_figure(
     InputError
         Nothing to draw, or a gene, section or model that is not there.
     """
-    blocks = _read(source, sections, models)
-    shown = _choose_genes(blocks, genes)
+    blocks = read_maps(source, sections, models)
+    return draw_blocks(blocks, choose_genes(blocks, genes), over_image, cmap)
+
+
+def draw_blocks(
+    blocks: Mapping[str, Sequence[Map]], shown: Sequence[str], over_image: bool, cmap: str = CMAP
+) -> Figure:
+    """Draw a block per section of its maps side by side, a row for each gene ``shown``."""
     backdrops = [_backdrop(maps[0].section, over_image) for maps in blocks.values()]
     panels = [_PANEL * min(max((low - high) / (right - left), 0.4), 2.0) for (left, right, low, high), *_ in backdrops]
-    width = max(_LEFT + max(map(len, blocks.values())) * (_PANEL + _GAP) + _RIGHT, 4.4)
-    height = _FOOT + sum(_HEAD + len(shown) * (_TITLE + panel + _GAP) for panel in panels)
+    lines = [-(-len(maps) // MOST_ACROSS) for maps in blocks.values()]
+    across = [-(-len(maps) // n) for maps, n in zip(blocks.values(), lines, strict=True)]  # lines of even length
+    width = max(_LEFT + max(across) * (_PANEL + _GAP) + _RIGHT, 4.4)
+    rows = [len(shown) * n for n in lines]
+    height = _FOOT + sum(_HEAD + n * (_TITLE + panel + _GAP) for n, panel in zip(rows, panels, strict=True))
     figure = Figure(figsize=(width, height), facecolor="white")
     y = height
-    for (name, maps), backdrop, panel in zip(blocks.items(), backdrops, panels, strict=True):
+    for (name, maps), backdrop, panel, columns in zip(blocks.items(), backdrops, panels, across, strict=True):
         section = maps[0].section
         patient, spots = plain(section.uns["hifusion"]["patient"]), f"{section.n_obs:,} spots"
         y -= _HEAD
         heading = f"Section {plain(name)}  ·  patient {patient}  ·  {spots}"
         figure.text(_LEFT / width, (y + 0.14) / height, heading, fontsize=12, fontweight="bold", parse_math=False)
         for gene in shown:
-            y -= _TITLE + panel
-            lefts = [_LEFT + column * (_PANEL + _GAP) for column in range(len(maps))]
-            axes = [figure.add_axes((left / width, y / height, _PANEL / width, panel / height)) for left in lefts]
+            axes = []
+            for i in range(len(maps)):
+                y -= (_TITLE + panel + _GAP) if i % columns == 0 else 0
+                left = _LEFT + i % columns * (_PANEL + _GAP)
+                axes.append(figure.add_axes((left / width, (y + _GAP) / height, _PANEL / width, panel / height)))
             _draw_row(axes, gene, maps, backdrop, over_image, cmap)
-            y -= _GAP
-    note = "Each row has one colour scale: 1st to 99th percentile of what was measured (or else of what was predicted)."
+    note = (
+        "Each gene has one colour scale: 1st to 99th percentile of what was measured (or else of what was predicted)."
+    )
     figure.text(_LEFT / width, 0.1 / height, note, fontsize=7, color="0.35")
     return figure
 
@@ -182,9 +191,9 @@ def map_gene(
 
 
 def _draw_row(
-    axes: Sequence[Axes], gene: str, maps: Sequence[_Map], backdrop: _Backdrop, over_image: bool, cmap: str
+    axes: Sequence[Axes], gene: str, maps: Sequence[Map], backdrop: _Backdrop, over_image: bool, cmap: str
 ) -> None:
-    """One gene of one section on an axes per map, the colour bar beside the last."""
+    """One gene of one section on an axes per map, the colour bar beside the rightmost of the first line."""
     columns = [_column(its.section, gene, its.layer) for its in maps]
     scale = Normalize(*_colour_range(columns[0] if maps[0].layer else np.concatenate(columns)))
     for ax, its, values in zip(axes, maps, columns, strict=True):
@@ -198,7 +207,8 @@ def _draw_row(
         ax.set_title(f"{plain(its.title, 28)}\n{score}", fontsize=8.5, linespacing=1.3, pad=4, parse_math=False)
     _scale_bar(axes[0], maps[0].section, backdrop)
     axes[0].set_ylabel(plain(gene, 20), fontsize=11, fontweight="bold", parse_math=False)
-    bar = axes[0].figure.colorbar(spots, cax=axes[-1].inset_axes((1.06, 0.1, 0.05, 0.8)), extend="both")
+    rightmost = max(axes, key=lambda ax: ax.get_position().x1)
+    bar = axes[0].figure.colorbar(spots, cax=rightmost.inset_axes((1.06, 0.1, 0.05, 0.8)), extend="both")
     bar.ax.tick_params(labelsize=7, length=2)
     bar.set_label(plain(maps[0].section.uns["hifusion"]["normalisation"]), fontsize=8, parse_math=False)
 
@@ -278,30 +288,29 @@ def _colour_range(values: np.ndarray) -> tuple[float, float]:
     return middle - 0.5, middle + 0.5
 
 
-def _read(source: Path | Sequence[Path], sections: Names, models: Names) -> dict[str, list[_Map]]:
-    """Section -> its maps in the order of :data:`ORDER`; names given by the user only choose among what was found."""
+def read_maps(source: Path | Sequence[Path], sections: Names, models: Names) -> dict[str, list[Map]]:
+    """Section -> its maps, floor first; names given by the user only choose among what was found."""
     paths = [Path(path) for path in ([source] if isinstance(source, str | Path) else source)]
     folder = paths[0] if len(paths) == 1 and not paths[0].is_file() else None
-    if folder:
-        found = {(path.stem, path.parent.name): path for path in sorted(folder.glob("predictions/*/*.h5ad"))}
-    else:
-        found = _by_run(paths)
+    found = find_predictions(folder) if folder else _by_run(paths)
     where = str(folder or "the files")
-    if not found:
-        raise InputError(f"{where}: nothing to draw; give an evaluation folder, or .h5ad files of `hifusion predict`")
-    labels = _choose_models(sorted({label for _, label in found}, key=rank), models, folder)
-    names = sorted({name for name, label in found if label in labels}, key=_natural)
+    labels = choose_models(sorted({label for _, label in found}, key=rank), models, folder)
+    names = sorted({name for name, label in found if label in labels}, key=natural)
     refuse_unknown("section", sections or (), names, where)
     blocks = {}
     for name in dict.fromkeys(sections) if sections else names[:2]:
-        maps = [_Map(label, read_section(found[name, label])) for label in labels if (name, label) in found]
-        truth = [_Map("measured", its.section, "measured") for its in maps if "measured" in its.section.layers]
+        maps = [Map(label, read_section(found[name, label])) for label in labels if (name, label) in found]
+        truth = [Map("measured", its.section, "measured") for its in maps if "measured" in its.section.layers]
         blocks[name] = truth[:1] + maps
     return blocks
 
 
 def _by_run(paths: Sequence[Path]) -> dict[tuple[str, str], Path]:
     """(section, run) -> file: a prediction file counts as the model that its ``run`` names."""
+    if not paths:
+        raise InputError(
+            "no files, so nothing to draw; give an evaluation folder, or .h5ad files of `hifusion predict`"
+        )
     found: dict[tuple[str, str], Path] = {}
     for path in paths:
         facts = read_section(path).uns["hifusion"]
@@ -314,17 +323,7 @@ def _by_run(paths: Sequence[Path]) -> dict[tuple[str, str], Path]:
     return found
 
 
-def _choose_models(labels: Sequence[str], models: Names, folder: Path | None) -> list[str]:
-    """The labels to draw: those asked for by label or by name, else the first seed of each that is no oracle."""
-    if models:
-        refuse_unknown("model", models, [*labels, *map(_base, labels)], str(folder or "the files"))
-        return [label for label in labels if label in models or _base(label) in models]
-    hidden = oracles(folder) if folder else set()
-    first = {_base(label): label for label in reversed(labels)}
-    return [label for base, label in reversed(first.items()) if base not in hidden] or list(labels)
-
-
-def _choose_genes(blocks: dict[str, list[_Map]], genes: Names) -> list[str]:
+def choose_genes(blocks: dict[str, list[Map]], genes: Names) -> list[str]:
     """The genes to draw: those asked for if every panel has them, else the markers or the first of the panels."""
     for name, maps in blocks.items():
         units = sorted({its.section.uns["hifusion"]["normalisation"] for its in maps})
@@ -337,29 +336,6 @@ def _choose_genes(blocks: dict[str, list[_Map]], genes: Names) -> list[str]:
     if not common:
         raise InputError(f"sections {', '.join(map(plain, blocks))} share no gene; draw one section or model at a time")
     return list(dict.fromkeys(genes)) if genes else [gene for gene in MARKERS if gene in common] or common[:3]
-
-
-def oracles(folder: Path) -> set[str]:
-    """Names of the models that look at the answer, by the evaluation's own word."""
-    result = files.read_json(folder / "metrics.json")
-    models = result.get("models", {}) if isinstance(result, dict) else {}
-    return {name for name, scores in models.items() if scores.get("oracle")}
-
-
-def _base(label: str) -> str:
-    """Name of the model of a label: ``hifusion-seed0`` -> ``hifusion``."""
-    return re.sub(r"-seed\d+$", "", label)
-
-
-def rank(label: str) -> tuple[Any, ...]:
-    """Sort key of labels by :data:`ORDER`, then by name and seed."""
-    base = _base(label)
-    return ORDER.index(base) if base in ORDER else len(ORDER), _natural(label)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key with numbers by size: C2 before C10."""
-    return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
 
 
 def check_out(out: Path, dpi: int) -> None:

@@ -21,6 +21,7 @@ from hifusion.errors import InputError
 from hifusion.expression import sparse_log1p_cpm
 
 OBS_COLUMNS = ("section", "patient", "in_tissue", "array_row", "array_col")
+LABEL = "label"  # one more, where spots were labelled: the region each lies in, missing where nobody said
 FACTS = ("section", "patient", "mpp", "spot_diameter_um", "pitch_um", "normalisation", "panel_digest", "run", "image")
 # What anndata, h5py, zarr and their decoders raise on a damaged or foreign file.
 UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, IORegistryError)
@@ -43,6 +44,7 @@ def build_section(
     genes: Sequence[str] = (),
     gene_ids: Sequence[str] | None = None,
     in_tissue: np.ndarray | None = None,
+    labels: Sequence[str | None] | None = None,
     image: Path | None = None,
     thumbnail: np.ndarray | None = None,
     full_size_px: tuple[int, int] | None = None,
@@ -58,6 +60,8 @@ def build_section(
         Gene symbols, unique; their Ensembl ids where known, which need not be.
     in_tissue
         bool ``(N,)``; all of them where None.
+    labels
+        Region of each spot, such as a pathologist's, None where a spot has none; no column ``label`` where all are.
     centres_px
         Spot centres (x, y) in full-resolution pixels, ``(N, 2)``.
     mpp
@@ -98,6 +102,8 @@ def build_section(
         layers=layers,
         obsm={"spatial": np.asarray(centres_px, dtype=np.float64)},
     )
+    if labels is not None and any(label is not None for label in labels):
+        section.obs[LABEL] = pd.Categorical(np.array(labels, dtype=object))
     section.uns["hifusion"] = {
         "section": name,
         "patient": patient,
@@ -246,7 +252,7 @@ def predicted_section(
     Parameters
     ----------
     section
-        Measured or predicted; its spots, positions and picture are taken over.
+        Measured or predicted; its spots, labels, positions and picture are taken over.
     expression
         float32 ``(N, G)`` in ``normalisation``, for the panel ``genes`` with digest ``panel_digest``.
     run
@@ -254,7 +260,7 @@ def predicted_section(
     """
     predicted = AnnData(
         X=np.asarray(expression, dtype=np.float32),
-        obs=section.obs[list(OBS_COLUMNS)].copy(),
+        obs=section.obs[[*OBS_COLUMNS, *section.obs.columns.intersection([LABEL])]].copy(),
         var=pd.DataFrame(index=pd.Index(list(genes), dtype=object)),
         obsm={"spatial": section.obsm["spatial"].copy()},
         uns={"spatial": section.uns["spatial"], "hifusion": dict(section.uns["hifusion"])},

@@ -21,7 +21,7 @@ from anndata import AnnData
 
 from hifusion import files
 from hifusion.errors import InputError
-from hifusion.section import read_section, write_section
+from hifusion.section import LABEL, read_section, write_section
 from hifusion.slide import Slide
 
 MANIFEST = "store.json"
@@ -123,8 +123,9 @@ def _source_digest(section: AnnData) -> str:
         else [counts.data, counts.indices, counts.indptr, section.obsm["spatial"]]
     )
     facts = {key: section.uns["hifusion"][key] for key in ("section", "patient", "mpp", "pitch_um", "spot_diameter_um")}
+    labels = [section.obs[LABEL].astype(str).tolist()] if LABEL in section.obs else []
     return files.digest(
-        json.dumps([facts, list(section.obs_names), list(section.var_names)]).encode(),
+        json.dumps([facts, list(section.obs_names), list(section.var_names), *labels]).encode(),
         *(np.ascontiguousarray(array).data for array in arrays),
         _image_digest(section).encode(),
     )

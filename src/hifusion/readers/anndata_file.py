@@ -3,6 +3,7 @@
 Raw counts come from ``layers['counts']``, ``raw.X`` or ``X``, whichever holds whole numbers first. Sections that
 hifusion wrote keep what ``uns['hifusion']`` says; those without genes are positions alone. In other files the scale
 comes from ``uns['spatial']`` (``microns_per_pixel``, or ``spot_diameter_fullres`` of Visium) or from ``options.mpp``.
+Words in ``obs['label']`` are kept: the regions that spots lie in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,7 @@ def _own_section(data: AnnData, name: str, path: Path, options: ReadOptions) -> 
         pitch_um=facts["pitch_um"],
         patient=facts["patient"],
         in_tissue=data.obs["in_tissue"].to_numpy(),
+        labels=annotated.labels(data.obs),
         image=Path(facts["image"]) if facts["image"] else None,
         picture=annotated.picture(annotated.library(data, path)),
     )
@@ -111,5 +113,6 @@ def _any_section(data: AnnData, name: str, path: Path, options: ReadOptions) -> 
         mpp=scale.mpp,
         spot_diameter_um=scale.spot_diameter_um,
         pitch_um=scale.pitch_um,
+        labels=annotated.labels(obs),
         picture=annotated.picture(entry),
     )

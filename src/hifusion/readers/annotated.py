@@ -19,6 +19,7 @@ from hifusion.readers.lattice import (
     pitch_px,
     visium_mpp,
 )
+from hifusion.section import LABEL
 
 PICTURES = ("hires", "downscaled_fullres", "lowres")
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl")
@@ -109,6 +110,13 @@ def under_tissue(obs: pd.DataFrame) -> np.ndarray:
     if "in_tissue" not in obs:
         return np.ones(len(obs), dtype=bool)
     return obs["in_tissue"].astype(str).isin(("1", "1.0", "True", "true")).to_numpy()
+
+
+def labels(obs: pd.DataFrame) -> list[str | None] | None:
+    """What a column of words named ``label`` says of each spot; None where there is none, or where it holds numbers."""
+    if LABEL not in obs or pd.api.types.is_numeric_dtype(obs[LABEL].dtype):
+        return None
+    return [None if pd.isna(value) else str(value) for value in obs[LABEL]]
 
 
 def array_positions(obs: pd.DataFrame, centres: np.ndarray, step_px: float) -> tuple[np.ndarray, np.ndarray]:

@@ -92,6 +92,7 @@ def assemble(
     gene_ids: Sequence[str] | None = None,
     patient: str | None = None,
     in_tissue: np.ndarray | None = None,
+    labels: Sequence[str | None] | None = None,
     image: Path | None = None,
     picture: Picture | None = None,
 ) -> AnnData:
@@ -132,6 +133,7 @@ def assemble(
         genes=genes,
         gene_ids=gene_ids,
         in_tissue=in_tissue,
+        labels=labels,
         image=image,
         thumbnail=picture.pixels if picture else None,
         full_size_px=picture.full_size_px if picture else None,

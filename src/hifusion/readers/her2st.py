@@ -1,8 +1,10 @@
 """her2st: HER2+ breast cancer, legacy Spatial Transcriptomics, the raw layout of github.com/almaan/her2st.
 
 ``data/ST-cnts/<section>.tsv.gz`` (rows are spots ``XxY``, columns genes), ``data/ST-spotfiles/<section>_selection.tsv``
-(x, y, pixel_x, pixel_y in full-resolution pixels) and, where there is one, the image in
-``data/ST-imgs/<patient>/<section>/``.
+(x, y, pixel_x, pixel_y in full-resolution pixels) and, where there are such, the image in
+``data/ST-imgs/<patient>/<section>/`` and a pathologist's labels in
+``data/ST-pat/lbl/<section>_labeled_coordinates.tsv``: its x and y are to be rounded, some are empty, and its pixels are
+of another image, upside down.
 
 Citation: Andersson et al., Nature Communications 12:6012 (2021), doi 10.1038/s41467-021-26271-2. Licence CC BY 4.0.
 """
@@ -10,11 +12,14 @@ Citation: Andersson et al., Nature Communications 12:6012 (2021), doi 10.1038/s4
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 
+from hifusion.errors import InputError
 from hifusion.readers.assemble import assemble
 from hifusion.readers.options import NOTHING_TOLD, ReadOptions
-from hifusion.readers.tables import match, only_image, pitch_px, read_counts, read_positions
+from hifusion.readers.tables import LEAST_MATCH, match, only_image, pitch_px, read_counts, read_positions, read_table
 
 # The array: 100 um spots, 200 um apart (Stahl et al., Science 2016). The images' dpi tag (72) is no scale.
 SPOT_DIAMETER_UM = 100.0
@@ -22,6 +27,7 @@ PITCH_UM = 200.0
 COUNTS = Path("data/ST-cnts")
 SPOTFILES = Path("data/ST-spotfiles")
 IMAGES = Path("data/ST-imgs")
+LABELS = Path("data/ST-pat/lbl")
 SPOTFILE_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
 
 
@@ -78,6 +84,29 @@ def _read_section(root: Path, name: str, options: ReadOptions) -> AnnData:
         mpp=options.mpp or PITCH_UM / pitch_px(positions, spotfile),
         spot_diameter_um=SPOT_DIAMETER_UM,
         pitch_um=PITCH_UM,
+        labels=_labels(root / LABELS / f"{name}_labeled_coordinates.tsv", spots),
         patient=name[0],
         image=only_image(list((root / IMAGES / name[0] / name).glob("[!.]*")), name),
     )
+
+
+def _labels(path: Path, spots: Sequence[str]) -> list[str | None] | None:
+    """Label of each spot, None where it has none; None where the section was not labelled."""
+    if not path.exists():
+        return None
+    table = read_table(path, ("x", "y", "label"), "table of labels")
+    xy = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").round()
+    told = np.isfinite(xy).all(axis=1) & table["label"].notna()
+    labels = table.loc[told, "label"].astype(str)
+    labels.index = pd.Index([f"{int(x)}x{int(y)}" for x, y in xy[told].to_numpy()])
+    if labels.index.has_duplicates:
+        twice = labels.index[labels.index.duplicated()][0]
+        raise InputError(f"{path}: spot {twice} is labelled more than once (x and y rounded); each spot has one label")
+    counted = int(labels.index.isin(spots).sum())
+    if counted < LEAST_MATCH * len(labels):
+        raise InputError(
+            f"{path}: only {counted} of {len(labels)} labelled spots were counted, at least {LEAST_MATCH:.0%} must be; "
+            "give the labels of this very section, or take the file away"
+        )
+    found = labels.reindex(spots)
+    return found.where(found.notna(), None).tolist()
