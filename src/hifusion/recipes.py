@@ -195,7 +195,10 @@ def _reduced(preset: Recipe, size: dict[str, Any]) -> list[Recipe]:
     ]
 
 
-_ASIGN_QUICK: Any = ({"patch_px": 112, "width": 16, "feature_dim": 256, "heads": 4, "layers": 2}, {"epochs": 40})
+_ASIGN_QUICK: Any = (
+    {"patch_px": 112, "width": 16, "feature_dim": 256, "heads": 4, "layers": 2, "encoder_batch": 1024},
+    {"epochs": 40},
+)
 _RIVALS_QUICK = _reduced(
     _QUICK,
     {
