@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fabricate
@@ -91,6 +91,7 @@ def test_features_of_spots_are_those_of_the_windows_there(
     root: Path, region_px: int, side_px: int, shrink: float, data: st.DataObject
 ) -> None:
     """Whether they are cut from the regions or from the slide."""
+    assume(round(side_px * shrink) >= 1)
     image = fabricate.image_file(root, "A1")
     places = st.tuples(st.floats(0, fabricate.SIZE_PX[0]), st.floats(0, fabricate.SIZE_PX[1]))
     centres = np.array(data.draw(st.lists(places, min_size=1, max_size=3)))

@@ -46,8 +46,8 @@ def window_features(
         The section has no slide, the slide cannot be read, or the features cannot be written.
     """
     centres_px = np.ascontiguousarray(centres_px, dtype=np.float64).reshape(-1, 2)
-    if side_px < 1:
-        raise InputError(f"side_px={side_px} is not possible; use at least 1")
+    if round(side_px * view.shrink) < 1:
+        raise InputError(f"side_px={side_px} is not possible; use at least 1, and no less than a pixel of the slide")
     image = view.image
     if image is None:
         raise InputError(
@@ -92,9 +92,9 @@ def _offset(view: SectionView, side_px: int) -> int | None:
     centre. A region holds the window's pixels only where both come to the same pixel size and grid.
     """
     region_px = 0 if view.regions is None else view.regions.shape[1]
-    if not 1 <= side_px <= region_px:
-        return None
     region_side, side = round(region_px * view.shrink), round(side_px * view.shrink)
+    if side < 1 or side_px > region_px:
+        return None
     start, rest = divmod((region_side // 2 - side // 2) * region_px, region_side)
     return start if rest == 0 and region_side * side_px == side * region_px else None
 
