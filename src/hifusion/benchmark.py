@@ -61,7 +61,7 @@ class Settings:
         any other recipe of HiFusion the rivals are trained as their authors do.
     panel, sections
         See :func:`hifusion.api.evaluate`.
-    seeds, with_nulls, with_shuffled, with_test_epoch, leak_check
+    seeds, with_nulls, with_shuffled, with_test_epoch, with_registered, leak_check
         See :meth:`hifusion.contest.Contest.plan`.
     """
 
@@ -77,6 +77,7 @@ class Settings:
     with_nulls: bool = True
     with_shuffled: bool = True
     with_test_epoch: bool = False
+    with_registered: bool = False
     leak_check: bool = True
 
     def __post_init__(self) -> None:
@@ -98,6 +99,7 @@ class Settings:
             with_nulls=self.with_nulls,
             with_shuffled=self.with_shuffled,
             with_test_epoch=self.with_test_epoch,
+            with_registered=self.with_registered,
             leak_check=self.leak_check,
         )
 
@@ -203,13 +205,14 @@ def _selection_gap(sections: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _tasks(contest: Contest, out: Path) -> list[_Task]:
-    """What is left to do: a process for each network, one for all simple models of a fold."""
+    """What is left to do: a process for each run of a network, one for all simple models of a fold."""
     tasks = []
     for fold in contest.folds:
-        left = [job for job in contest.jobs if not _done(contest, job, fold, out)]
-        simple = tuple(job for job in left if job.seed is None)
-        tasks += [_Task(fold, simple)] if simple else []
-        tasks += [_Task(fold, (job,)) for job in left if job.seed is not None]
+        together: dict[str, list[Job]] = {}
+        for job in contest.jobs:
+            if not _done(contest, job, fold, out):
+                together.setdefault("" if job.seed is None else job.run_label, []).append(job)
+        tasks += [_Task(fold, tuple(jobs)) for jobs in together.values()]
     return tasks
 
 

@@ -35,6 +35,10 @@ def benchmark(
         bool,
         typer.Option("--test-epoch", help="Each network also with its epoch selected on the test, as published."),
     ] = False,
+    registered: Annotated[
+        bool,
+        typer.Option("--registered", help="Each network also blended with the patient's registered measured sections."),
+    ] = False,
     leak_check: Annotated[bool, typer.Option(help="Refuse folds that leak.")] = True,
     jobs: Annotated[int, typer.Option("-j", "--jobs", help="Jobs at a time, each a process of its own.", min=1)] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is left, and about how long.")] = False,
@@ -59,6 +63,7 @@ def benchmark(
         with_nulls=nulls,
         with_shuffled=shuffled,
         with_test_epoch=test_epoch,
+        with_registered=registered,
         leak_check=leak_check,
     )
     if dry_run:

@@ -1,71 +1,47 @@
 """What is compared with what: the folds, the models and seeds, and how one model is fitted and predicts in one fold."""
 
-import importlib.util
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from hifusion import files
-from hifusion.baselines import BASELINES, Baseline
+from hifusion.baselines import Predict
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.configuration import Recipe
 from hifusion.costs import network_costs, peak_memory_mib
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.features_ridge import fit_features_ridge
 from hifusion.inference import best_device, forward_batches
-from hifusion.neighbour_section import fit_neighbour_section
+from hifusion.neighbour_section import fit_neighbour_section, predict_left_out
 from hifusion.prediction import predict_view
 from hifusion.protocols import Fold, Protocol, check_leak, protocol
 from hifusion.recipes import RIVALS
-from hifusion.surroundings import Surroundings
+from hifusion.simple_models import SIMPLE, Rival, simple_models
+from hifusion.surroundings import Spots, Surroundings
 from hifusion.training import check_patches, fit, split
 
 Progress = Callable[[str, int, int], None]
 SHUFFLED = "shuffled"  # the first network once more, trained on targets dealt out anew over the spots
 TEST_EPOCH = "_test_epoch"  # the network once more, its epoch selected on the tested sections: the published habit
+REGISTERED = "_registered"  # the network, blended with what the patient's registered measured sections say
+ENDINGS = {
+    "": "network",
+    TEST_EPOCH: "network, its epoch selected on the tested sections",
+    REGISTERED: "network, blended with `neighbour_section`",
+}
+"""What a network's name may end with, and what it then is."""
 SAME_PATIENT = ("neighbour_section", "asign3d")
 """Models that carry the expression of a measured section over to another one of the same patient."""
 
 
-class Rival(NamedTuple):
-    """A simple rival, and the package that an extra installs for it."""
-
-    baseline: Baseline
-    package: str = ""
-    extra: str = ""
-
-
-def simple_models(encoder: str) -> dict[str, Rival]:
-    """Nulls and simple rivals by name; ``encoder`` is that of ``features_ridge``."""
-    lite = encoder.startswith("efficientnet")
-    return {name: Rival(baseline) for name, baseline in BASELINES.items()} | {
-        "features_ridge": Rival(
-            Baseline(
-                partial(fit_features_ridge, encoder=encoder),
-                True,
-                False,
-                f"ridge regression on whitened features of a frozen encoder ({encoder})",
-            ),
-            *(("efficientnet_lite_pytorch", "encoders") if lite else ()),
-        ),
-        "neighbour_section": Rival(
-            Baseline(fit_neighbour_section, True, False, "expression of the patient's measured sections, laid over"),
-            "SimpleITK",
-            "registration",
-        ),
-    }
-
-
-SIMPLE = tuple(simple_models(""))
 NULLS = (*SIMPLE, SHUFFLED)
 CONTENDERS = ("hifusion", *RIVALS, *NULLS)
 
@@ -84,8 +60,13 @@ class Job(NamedTuple):
 
     @property
     def network(self) -> str:
-        """Name of the recipe of a network: the model's own, less how its epoch is selected."""
-        return self.model.removesuffix(TEST_EPOCH)
+        """Name of the recipe of a network: the model's own, less its ending."""
+        return self.model.removesuffix(TEST_EPOCH).removesuffix(REGISTERED)
+
+    @property
+    def run_label(self) -> str:
+        """Folder of the network's run, which a blend shares with the network itself."""
+        return Job(self.model.removesuffix(REGISTERED), self.seed).label
 
     @property
     def selects_on_test(self) -> bool:
@@ -155,6 +136,7 @@ class Contest:
         with_nulls: bool = True,
         with_shuffled: bool = True,
         with_test_epoch: bool = False,
+        with_registered: bool = False,
         leak_check: bool = True,
     ) -> "Contest":
         """Make folds and jobs, and refuse what cannot run or leaks before anything is trained.
@@ -168,6 +150,9 @@ class Contest:
         with_test_epoch
             Train every network once more with its epoch selected on the tested sections, under its name with
             ``_test_epoch``: what the published habit is worth.
+        with_registered
+            Score every network once more, under its name with ``_registered``, as ``n + w (k - n)``: its prediction
+            ``n`` drawn towards ``k`` of ``neighbour_section`` by the share ``w`` that fits the validation spots best.
 
         Raises
         ------
@@ -193,7 +178,15 @@ class Contest:
             folds,
             base,
             {name: alike(recipe) for name, recipe in recipes.items()},
-            _jobs(models, recipes, seeds, with_nulls, with_shuffled, with_test_epoch, not_run),
+            _jobs(
+                models,
+                recipes,
+                seeds,
+                [*([TEST_EPOCH] if with_test_epoch else []), *([REGISTERED] if with_registered else [])],
+                with_nulls,
+                with_shuffled,
+                not_run,
+            ),
             sorted(names),
             not_run,
             leak_check,
@@ -267,7 +260,7 @@ class Contest:
 
     def _network(
         self, job: Job, fold: Fold, its: FoldData, out: Path, progress: Progress | None
-    ) -> tuple[Callable[[SectionView], np.ndarray], dict[str, float]]:
+    ) -> tuple[Predict, dict[str, float]]:
         recipe, seed = self.recipe_of(job), job.seed
         assert seed is not None
         train, validation = self.parts(job, fold)
@@ -278,21 +271,44 @@ class Contest:
             its.panel,
             train,
             validation,
-            out / "runs" / fold.name / job.label,
+            out / "runs" / fold.name / job.run_label,
             store=self.cohort.store,
             seed=seed,
             shuffle_targets=job.model == SHUFFLED,
             resume=True,
             progress=progress and (lambda what, done, total: progress(f"{fold.name} {job.label} {what}", done, total)),
         )
-        trained, _ = split(recipe, train, validation, seed)
+        trained, held_out = split(recipe, train, validation, seed)
         seconds = run.facts["train_seconds"]
         costs = {
             **_forward_costs(run, Surroundings(run.sized_recipe, trained), its.tested[0]),
             "train_seconds": seconds,
             "train_spots_per_s": run.facts["train_spots"] * recipe.epochs / seconds,
         }
-        return lambda view: predict_view(run, view, trained, progress), costs
+
+        def predict(view: SectionView) -> np.ndarray:
+            return predict_view(run, view, trained, progress)
+
+        return _registered(predict, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else predict, costs
+
+
+def _registered(network: Predict, fitted_on: Sequence[SectionView], held_out: Sequence[Spots]) -> Predict:
+    """A network drawn towards what the patient's registered measured sections say (``Contest.plan``)."""
+    said = dict(zip((view.name for view in fitted_on), predict_left_out(fitted_on), strict=True))
+    along = length = 0.0
+    for view, rows in held_out:
+        own = network(view)[rows].astype(np.float64)
+        towards = said[view.name][rows] - own
+        along += float(((view.expression[rows] - own) * towards).sum())
+        length += float(np.square(towards).sum())
+    share = min(max(along / length, 0.0), 1.0) if length else 0.0
+    neighbours = fit_neighbour_section(fitted_on)
+
+    def predict(view: SectionView) -> np.ndarray:
+        own = network(view)
+        return (own + share * (neighbours(view) - own)).astype(np.float32)
+
+    return predict
 
 
 def _forward_costs(run: Run, surroundings: Surroundings, view: SectionView) -> dict[str, float]:
@@ -327,14 +343,11 @@ def _usable_sections(
 
 def _not_possible(rule: Protocol, simple: Mapping[str, Rival]) -> dict[str, str]:
     """Models that the protocol or the installation rules out, with the reason."""
-    found = {
-        name: f"`pip install 'hifusion[{its.extra}]'` installs what it needs"
-        for name, its in simple.items()
-        if its.package and importlib.util.find_spec(its.package) is None
-    }
+    found = {name: its.lacks for name, its in simple.items() if its.lacks}
     if not rule.same_patient:
         reason = "no section of the tested patient is measured in this protocol"
-        found |= {f"{name}{ending}": reason for name in SAME_PATIENT for ending in ("", TEST_EPOCH)}
+        found |= {f"{name}{ending}": reason for name in SAME_PATIENT for ending in ENDINGS}
+        found |= {f"{name}{REGISTERED}": reason for name in ("hifusion", *RIVALS)}
     return found
 
 
@@ -342,9 +355,9 @@ def _jobs(
     models: Sequence[str],
     recipes: Mapping[str, Recipe],
     seeds: Sequence[int],
+    endings: Sequence[str],
     with_nulls: bool,
     with_shuffled: bool,
-    with_test_epoch: bool,
     not_run: dict[str, str],
 ) -> list[Job]:
     networks = [name for name in dict.fromkeys(models) if name in recipes]
@@ -354,8 +367,8 @@ def _jobs(
     elif networks and SHUFFLED not in wanted:
         not_run[SHUFFLED] = "switched off by the user"
     first_nulls = [name for name in NULLS if name in wanted]
-    published = [f"{name}{TEST_EPOCH}" for name in networks] if with_test_epoch else []
-    ordered = [name for name in (*first_nulls, *networks, *published) if name not in not_run]
+    more = [f"{name}{ending}" for ending in endings for name in networks]
+    ordered = [name for name in (*first_nulls, *networks, *more) if name not in not_run]
     # The shuffled null is trained with the first seed only: it is there to show zero, at the cost of a whole training.
     return [Job(name, seed) for name in ordered for seed in _seeds_of(name, seeds)]
 

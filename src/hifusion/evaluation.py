@@ -12,7 +12,18 @@ import pandas as pd
 from hifusion import checkpoint, files, metrics, reporting
 from hifusion.cohort import Cohort, SectionView
 from hifusion.configuration import Recipe
-from hifusion.contest import NULLS, SHUFFLED, TEST_EPOCH, Contest, FoldData, Job, Predicted, Progress, simple_models
+from hifusion.contest import (
+    ENDINGS,
+    NULLS,
+    SHUFFLED,
+    TEST_EPOCH,
+    Contest,
+    FoldData,
+    Job,
+    Predicted,
+    Progress,
+    simple_models,
+)
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts
 from hifusion.protocols import Fold
@@ -220,7 +231,7 @@ def _over_seeds(contest: Contest, model: str, genes: pd.DataFrame, sections: pd.
 def _description(model: str) -> str:
     if model == SHUFFLED:
         return "the first network, trained on targets dealt out anew over the spots"
-    return "network, its epoch selected on the tested sections" if model.endswith(TEST_EPOCH) else "network"
+    return next(means for ending, means in reversed(ENDINGS.items()) if model.endswith(ending))
 
 
 def _mean(values: Sequence[Any]) -> Any:

@@ -6,6 +6,7 @@ seen, over the tissue's own expression at the same place, is what it reads from 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -61,6 +62,25 @@ def fit_neighbour_section(train: Sequence[SectionView]) -> Callable[[SectionView
     return predict
 
 
+def predict_left_out(train: Sequence[SectionView]) -> list[np.ndarray]:
+    """What :func:`fit_neighbour_section` says of its own training spots when they are left out, ``(N, G)`` a section.
+
+    A section is predicted from the others of its patient, a patient's only section block by block from its other spots.
+    """
+    found = []
+    for view in train:
+        sources = [one for one in train if one.patient == view.patient]
+        bandwidth_um, share = _choose(sources)
+        predicted = np.zeros(view.expression.shape)
+        parts = _left_out(sources)
+        for part in (parts[[one is view for one in sources].index(True)],) if len(sources) > 1 else parts:
+            mean = part.expression.mean(axis=0)
+            around = _around(part.positions_um, part.expression, part.spots_um, [bandwidth_um])[0]
+            predicted[part.rows] = mean + share * (around - mean)
+        found.append(predicted.astype(np.float32))
+    return found
+
+
 def _expression(views: Sequence[SectionView]) -> np.ndarray:
     return np.concatenate([view.expression for view in views]).astype(np.float64)
 
@@ -98,12 +118,12 @@ def _around(
 def _choose(sources: Sequence[SectionView]) -> tuple[float, np.ndarray]:
     """The bandwidth in um, and each gene's share ``(G,)``, that predict left-out training spots of a patient best."""
     along, length, energy = (np.zeros((len(BANDWIDTHS_UM), sources[0].expression.shape[1])) for _ in range(3))
-    for positions, expression, spots, target in _left_out(sources):
-        mean = expression.mean(axis=0)
-        for row, around in enumerate(_around(positions, expression, spots, BANDWIDTHS_UM)):
-            along[row] += ((target - mean) * (around - mean)).sum(axis=0)
+    for part in _left_out(sources):
+        mean = part.expression.mean(axis=0)
+        for row, around in enumerate(_around(part.positions_um, part.expression, part.spots_um, BANDWIDTHS_UM)):
+            along[row] += ((part.target - mean) * (around - mean)).sum(axis=0)
             length[row] += np.square(around - mean).sum(axis=0)
-            energy[row] += np.square(target - mean).sum(axis=0)
+            energy[row] += np.square(part.target - mean).sum(axis=0)
     shares = np.clip(along / np.maximum(length, 1e-12), 0.0, 1.0)
     # |t - s a|^2 = |t|^2 - 2 s t.a + s^2 |a|^2, over all left-out spots and genes.
     errors = (energy - 2 * shares * along + shares**2 * length).sum(axis=1)
@@ -111,11 +131,28 @@ def _choose(sources: Sequence[SectionView]) -> tuple[float, np.ndarray]:
     return BANDWIDTHS_UM[best], shares[best]
 
 
-def _left_out(sources: Sequence[SectionView]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Known positions and expression, left-out positions and expression, for each part left out in turn."""
+class _Part(NamedTuple):
+    """Spots that are left out of a patient's training spots, and the others."""
+
+    positions_um: np.ndarray
+    expression: np.ndarray
+    spots_um: np.ndarray
+    target: np.ndarray
+    rows: np.ndarray
+    """Of the left-out spots in their section."""
+
+
+def _left_out(sources: Sequence[SectionView]) -> list[_Part]:
+    """Each section left out in turn, or each block of the only one."""
     if len(sources) > 1:
         return [
-            (_laid_on(others, view), _expression(others), positions_um(view), _expression([view]))
+            _Part(
+                _laid_on(others, view),
+                _expression(others),
+                positions_um(view),
+                _expression([view]),
+                np.arange(len(view.expression)),
+            )
             for view in sources
             if (others := [one for one in sources if one is not view])
         ]
@@ -124,4 +161,8 @@ def _left_out(sources: Sequence[SectionView]) -> list[tuple[np.ndarray, np.ndarr
     cell = np.floor((view.centres_px - view.centres_px.min(axis=0)) / (BLOCK * view.pitch_px) + 1e-6)
     _, blocks = np.unique(cell, axis=0, return_inverse=True)
     parts = [blocks.ravel() == block for block in range(blocks.max() + 1)]
-    return [(spots[~part], expression[~part], spots[part], expression[part]) for part in parts if not part.all()]
+    return [
+        _Part(spots[~part], expression[~part], spots[part], expression[part], np.flatnonzero(part))
+        for part in parts
+        if not part.all()
+    ]
