@@ -18,7 +18,7 @@ import pytest
 
 from fabricate import contents, full_disk, refused, write_her2st
 from hifusion import transfer
-from hifusion.download import DATASETS, RECEIPT, download
+from hifusion.downloading import DATASETS, RECEIPT, download
 from hifusion.readers import her2st
 from hifusion.transfer import CHUNK, RemoteFile, fetch, fetch_json
 from packing import Members, locked_7z, sevenzipped, zipped

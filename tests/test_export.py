@@ -17,8 +17,8 @@ from shapely.geometry import Point, shape
 
 from fabricate import MPP, PITCH_PX, full_disk, lattice_section, refused
 from hifusion import export_raster
-from hifusion.export import FEW, FORMATS, export, most_variable
 from hifusion.export_raster import rasterise
+from hifusion.exporting import FEW, FORMATS, export, most_variable
 from hifusion.readers import her2st
 from hifusion.section import predicted_section, read_section, write_section
 

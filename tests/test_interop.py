@@ -17,7 +17,7 @@ from spatialdata.transformations import get_transformation
 
 from fabricate import full_disk, refused
 from hifusion import export_spatialdata
-from hifusion.export import export
+from hifusion.exporting import export
 from hifusion.section import build_section, predicted_section, read_section, write_section
 from hifusion.slide import Slide
 

@@ -1,8 +1,8 @@
 """Spatial gene expression from H&E slides: prepare, train, evaluate, predict, look.
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
-instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`, `plan`,
-`predict`, `export`, `plot`, `info`, `doctor`.
+instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
+`benchmark`, `plan`, `predict`, `export`, `plot`, `draw`, `register`, `label_report`, `info`, `doctor`.
 """
 
 from importlib import import_module
@@ -13,8 +13,19 @@ from hifusion.errors import InputError
 __version__ = "0.1.0"
 
 _VERBS = (
-    *("doctor", "download", "evaluate", "export", "import_sections", "info"),
-    *("plan", "plot", "predict", "prepare", "synthesise", "train"),
+    *("BenchmarkSettings", "benchmark", "doctor", "download", "draw", "estimate", "evaluate", "export"),
+    *(
+        "import_sections",
+        "info",
+        "label_report",
+        "plan",
+        "plot",
+        "predict",
+        "prepare",
+        "register",
+        "synthesise",
+        "train",
+    ),
 )
 
 __all__ = ["InputError", "__version__", *_VERBS]

@@ -1,28 +1,32 @@
 """The verbs, on paths and names: what the command line calls, and a notebook can."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
 
-from hifusion import benchmark as benchmarks
 from hifusion import (
+    benchmarking,
     describe,
+    downloading,
     evaluation,
+    exporting,
+    figures,
     guard,
     importing,
+    labels,
     plots,
     prediction,
     recipes,
+    registration,
+    registration_picture,
     slide_prediction,
     store,
     synth,
     training,
 )
-from hifusion import download as downloading
-from hifusion import export as exporting
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort
 from hifusion.errors import InputError, refuse_unknown
@@ -36,13 +40,33 @@ from hifusion.store import Store
 Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 
 plot = plots.plot_genes
+draw = figures.draw
+label_report = labels.label_report
 export = exporting.export
 info = describe.info
 doctor = describe.doctor
 synthesise = synth.write_cohort
-BenchmarkSettings = benchmarks.Settings
-benchmark = benchmarks.benchmark
-estimate = benchmarks.estimate
+BenchmarkSettings = benchmarking.Settings
+benchmark = benchmarking.benchmark
+estimate = benchmarking.estimate
+
+
+def register(data: Path, moving: str, fixed: str, out: Path, *, mirror: bool = False) -> dict[str, Any]:
+    """Lay a section of a store over another and draw it; returns how far off that may be.
+
+    Parameters
+    ----------
+    mirror
+        Also try the moving section face down.
+    """
+    if moving == fixed:
+        raise InputError(f"{moving}: is laid over itself; give two sections")
+    cohort = Cohort.open(data, [moving, fixed])
+    panel = cohort.panel("top_mean", 1, [moving, fixed])
+    one, other = cohort.views([moving, fixed], panel, "log_share")
+    found = registration.register(one, other, mirror=mirror)
+    picture = registration_picture.draw_registration(found, one, other, Path(out))
+    return {**asdict(found), "matrix": found.matrix.tolist(), "picture": str(picture)}
 
 
 def prepare(
@@ -152,7 +176,7 @@ def evaluate(
         Cohort.open(data, sections),
         protocol,
         models,
-        benchmarks.recipes_for(models, recipe, source, overrides),
+        benchmarking.recipes_for(models, recipe, source, overrides),
         Path(out) if out else None,
         base=replace(base, panel=panel) if panel else base,
         seeds=seeds,
@@ -166,7 +190,7 @@ def evaluate(
 def download(
     name: str, out: Path, *, progress: Progress | None = None, say: Callable[[str], None] | None = None
 ) -> Path:
-    """Fetch a public study into the layout its reader knows; see :func:`hifusion.download.download`.
+    """Fetch a public study into the layout its reader knows; see :func:`hifusion.downloading.download`.
 
     Parameters
     ----------

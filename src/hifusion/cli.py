@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hifusion import cli_bench, cli_data, cli_runs
+from hifusion import cli_bench, cli_data, cli_look, cli_runs
 from hifusion.errors import InputError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app)
 app.add_typer(cli_runs.app)
 app.add_typer(cli_bench.app)
+app.add_typer(cli_look.app)
 _debug = False
 
 

@@ -198,33 +198,3 @@ def export(
     from hifusion import api
 
     typer.echo(str(api.export(section, out, to=to, genes=listed(genes))))
-
-
-@app.command()
-def plot(
-    source: Annotated[list[Path], typer.Argument(help="Evaluation folder, or predicted sections (.h5ad).")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Picture: .png, .svg or .pdf.")],
-    genes: Annotated[
-        str | None, typer.Option(help="Default: ERBB2, KRT19, CD74, TMSB10, where they are in the panel.")
-    ] = None,
-    sections: Sections = None,
-    models: Annotated[
-        str | None, typer.Option(help="Labels such as ridge,hifusion-seed0. Default: all but oracles.")
-    ] = None,
-    bare: Annotated[bool, typer.Option("--bare", help="Without the H&E behind the spots.")] = False,
-) -> None:
-    """Draw gene maps: measured, then each model's prediction with its MAE and correlation.
-
-    Example: `hifusion plot evaluation -o maps.png --genes ERBB2,CD74 --sections C3`
-    """
-    from hifusion import plots
-
-    path = plots.plot_genes(
-        source[0] if len(source) == 1 else source,
-        out,
-        genes=listed(genes),
-        sections=listed(sections),
-        models=listed(models),
-        over_image=not bare,
-    )
-    typer.echo(str(path))

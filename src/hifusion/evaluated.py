@@ -9,7 +9,10 @@ from hifusion import files
 from hifusion.errors import InputError, refuse_unknown
 
 # Models in the order of tables and panels: the floor first, networks (all other names) last.
-ORDER = ("train_mean", "own_mean", "depth", "ridge", "kernel_ridge", "shuffled")
+ORDER = (
+    *("train_mean", "own_mean", "depth", "ridge", "kernel_ridge", "features_ridge", "neighbour_section"),
+    "shuffled",
+)
 Names = Sequence[str] | None  # None: the default choice
 
 

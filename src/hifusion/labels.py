@@ -316,7 +316,7 @@ def _scores(probability: np.ndarray, y: np.ndarray, outer: _Folds) -> dict[str, 
 def _scikit_learn() -> Any:
     """scikit-learn with its parts that are used here."""
     try:
-        import sklearn  # type: ignore[import-untyped]
+        import sklearn
         from sklearn import (  # noqa: F401
             cluster,
             linear_model,

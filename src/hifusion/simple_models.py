@@ -32,7 +32,7 @@ def simple_models(encoder: str) -> dict[str, Rival]:
                 partial(fit_features_ridge, encoder=encoder),
                 True,
                 False,
-                f"ridge regression on whitened features of a frozen encoder ({encoder})",
+                f"ridge regression on features of a frozen encoder ({encoder})",
             ),
             *(("efficientnet_lite_pytorch", "encoders") if lite else ()),
         ),

@@ -8,7 +8,7 @@
     metrics.csv, sections.csv, costs.csv, metrics.json, report.md
     leaderboard.csv, .md, .html, comparison.csv, selection_gap.csv
 
-A process is started as ``python -m hifusion.benchmark FOLDER FOLD LABEL...``, which a cluster's scheduler may do too.
+A process is started as ``python -m hifusion.benchmarking FOLDER FOLD LABEL...``, as a cluster's scheduler may do too.
 """
 
 import os
@@ -30,7 +30,7 @@ from hifusion.comparison import gene_wins, paired_differences, selection_gap
 from hifusion.configuration import Recipe
 from hifusion.contest import TEST_EPOCH, Contest, Job, Predicted
 from hifusion.errors import InputError, plain
-from hifusion.estimate import job_seconds
+from hifusion.estimating import job_seconds
 from hifusion.evaluation import Scores, prediction_file, save_predictions, score, write_scores
 from hifusion.leaderboard import leaderboard
 from hifusion.leaderboard_page import to_html, to_markdown
@@ -288,7 +288,14 @@ def _start(task: _Task, out: Path, processes: int, slot: int) -> _Running:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads would take the others' cores
     if (gpus := torch.cuda.device_count()) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
-    command = [sys.executable, "-m", "hifusion.benchmark", str(out), task.fold.name, *(job.label for job in task.jobs)]
+    command = [
+        sys.executable,
+        "-m",
+        "hifusion.benchmarking",
+        str(out),
+        task.fold.name,
+        *(job.label for job in task.jobs),
+    ]
     with log.open("wb") as said:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment)
     return _Running(task, slot, process, log)
@@ -357,7 +364,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """What ``python -m hifusion.benchmark FOLDER FOLD LABEL...`` does."""
+    """What ``python -m hifusion.benchmarking FOLDER FOLD LABEL...`` does."""
     if os.environ.get(_WATCH):
         _end_with_parent()
     try:

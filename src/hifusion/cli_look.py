@@ -1,0 +1,97 @@
+"""Commands that draw, and that read what an evaluation left. Imports stay inside commands: --help is instant."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hifusion.console import Json, Sections, listed, progress_bar, show
+
+app = typer.Typer()
+
+
+class Kind(StrEnum):
+    """What a plot shows."""
+
+    maps = "maps"
+    scatter = "scatter"
+    skill = "skill"
+    moran = "moran"
+    figure3 = "figure3"
+    within = "2d3d"
+
+
+@app.command()
+def plot(
+    source: Annotated[
+        list[Path], typer.Argument(help="Evaluation or benchmark folder; for maps also sections (.h5ad).")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture: .png, .svg or .pdf.")],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="maps: genes on the slide. scatter: predicted against measured. skill: correlations of all genes. "
+            "moran: how smooth. figure3: the paper's markers, all models. 2d3d: between against within patients, two "
+            "folders in this order."
+        ),
+    ] = Kind.maps,
+    genes: Annotated[
+        str | None, typer.Option(help="Default: ERBB2, KRT19, CD74, TMSB10, where they are in the panel.")
+    ] = None,
+    sections: Sections = None,
+    models: Annotated[
+        str | None, typer.Option(help="Labels such as ridge,hifusion-seed0. Default: all but oracles.")
+    ] = None,
+    bare: Annotated[bool, typer.Option("--bare", help="Without the H&E behind the spots.")] = False,
+) -> None:
+    """Draw what models predict: gene maps beside the measured ones, or how they compare over all genes.
+
+    Example: `hifusion plot evaluation -o maps.png --genes ERBB2,CD74 --sections C3`
+    """
+    from hifusion import api
+
+    path = api.draw(
+        kind.value,
+        source,
+        out,
+        genes=listed(genes),
+        sections=listed(sections),
+        models=listed(models),
+        over_image=not bare,
+    )
+    typer.echo(str(path))
+
+
+@app.command()
+def register(
+    data: Annotated[Path, typer.Argument(help="Patch store.")],
+    moving: Annotated[str, typer.Argument(help="Section to lay over the other.")],
+    fixed: Annotated[str, typer.Argument(help="Section that stays.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Picture: .png, .svg or .pdf.")],
+    mirror: Annotated[bool, typer.Option("--mirror", help="Also try the moving section face down.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Lay one section over another of the same patient, and say how far off that may be.
+
+    Example: `hifusion register store C3 C2 -o C3-on-C2.png`
+    """
+    from hifusion import api
+
+    show(api.register(data, moving, fixed, out, mirror=mirror), as_json)
+
+
+@app.command()
+def labels(
+    folder: Annotated[Path, typer.Argument(help="Evaluation or benchmark folder.")],
+) -> None:
+    """Ask whether predicted expression tells a pathologist's regions apart as the measured one does.
+
+    Example: `hifusion labels evaluation`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        table = api.label_report(folder, report)
+    typer.echo(table.round(3).to_string(index=False))
+    typer.echo(f"\n{folder}/labels.csv")
