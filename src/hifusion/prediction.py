@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hifusion.data import slide_regions
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts, total_counts
 from hifusion.inference import SpotOutputs, best_device, forward_regions
+from hifusion.models import MODELS
 from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
@@ -35,6 +37,11 @@ def predict_view(
     ----------
     trained
         The run's training spots (:func:`hifusion.training.split`), for networks that look at them: EGN and ASIGN-3D.
+
+    Raises
+    ------
+    InputError
+        The network looks at training spots, and none are given.
     """
     rows, done = np.arange(len(view.centres_px)), 0
 
@@ -97,7 +104,7 @@ def predict_section(
         """Expression and novelty of the spots from ``first`` on, batches of float32 ``(B, G + 1)``."""
         novelty, done = run.novelty, first
         for outputs in spot_outputs(
-            run, path, centres[first:], shrink, average_symmetries=average_symmetries, workers=workers
+            run, section, path, shrink, first=first, average_symmetries=average_symmetries, workers=workers
         ):
             unlike = novelty.of(outputs.embedding) if novelty else np.full(len(outputs.expression), np.nan)
             done += len(unlike)
@@ -130,20 +137,57 @@ def predict_section(
 
 
 def spot_outputs(
-    run: Run, slide: Path, centres_px: np.ndarray, shrink: float, *, average_symmetries: bool, workers: int
+    run: Run,
+    section: AnnData,
+    slide: Path,
+    shrink: float,
+    *,
+    first: int = 0,
+    average_symmetries: bool,
+    workers: int,
 ) -> Iterator[SpotOutputs]:
-    """What the run's network says of positions on a slide, batch by batch; arguments as :func:`predict_section`."""
-    recipe = run.recipe
+    """What the run's network says of a section's spots from ``first`` on, batch by batch.
+
+    Other arguments are those of :func:`predict_section`. A network that looks at the surroundings of a spot is given
+    the whole section, whose patches are then all in memory.
+    """
+    recipe, precision = run.sized_recipe, run.facts["precision"]
     regions = slide_regions(
         slide,
-        centres_px,
+        section.obsm["spatial"] if MODELS[recipe.network].needs else section.obsm["spatial"][first:],
         region_px=recipe.model.region_px,
         shrink=shrink,
         batch_size=recipe.batch_size,
         workers=workers,
     )
-    network, precision = run.network(best_device()), run.facts["precision"]
-    return forward_regions(network, regions, precision=precision, average_symmetries=average_symmetries)
+    network = run.network(best_device())
+    average_symmetries = average_symmetries or recipe.average_symmetries
+    if not MODELS[recipe.network].needs:
+        yield from forward_regions(network, regions, precision=precision, average_symmetries=average_symmetries)
+        return
+    view = _view(run, section, slide, shrink, np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in regions]))
+    surroundings = Surroundings(replace(recipe, average_symmetries=average_symmetries), ())
+    yield predict_spots(network, surroundings, view, np.arange(first, section.n_obs), precision)
+
+
+def _view(run: Run, section: AnnData, slide: Path, shrink: float, regions: np.ndarray) -> SectionView:
+    """A section of which positions and pixels are known, as a network's surroundings want it."""
+    facts, nothing = section.uns["hifusion"], np.zeros((section.n_obs, len(run.panel.genes)), dtype=np.float32)
+    return SectionView(
+        name=facts["section"],
+        patient=facts["patient"],
+        genes=run.panel.genes,
+        expression=nothing,
+        total_counts=nothing[:, 0].astype(np.float64),
+        centres_px=section.obsm["spatial"],
+        pitch_px=facts["pitch_um"] / facts["mpp"],
+        mpp=facts["mpp"],
+        spot_diameter_um=facts["spot_diameter_um"],
+        regions=regions,
+        array=section.obs[["array_col", "array_row"]].to_numpy(dtype=np.int64),
+        image=slide,
+        shrink=shrink,
+    )
 
 
 def patch_shrink(run: Run, section: AnnData) -> float:

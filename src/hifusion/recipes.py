@@ -197,7 +197,7 @@ def _reduced(preset: Recipe, size: dict[str, Any]) -> list[Recipe]:
 
 _ASIGN_QUICK: Any = (
     {"patch_px": 112, "width": 16, "feature_dim": 256, "heads": 4, "layers": 2, "encoder_batch": 1024},
-    {"epochs": 40},
+    {"epochs": 30, "lr": 2e-3},
 )
 _RIVALS_QUICK = _reduced(
     _QUICK,
@@ -205,11 +205,11 @@ _RIVALS_QUICK = _reduced(
         "stnet": ({"patch_px": 112}, {"lr": 3e-4}),
         "histogene": (
             {"patch_px": 56, "width": 256, "layers": 4, "heads": 4, "pixels": "unit"},
-            {"epochs": 100, "lr": 3e-4, "augment": False},
+            {"epochs": 300, "lr": 1e-3, "augment": False},
         ),
         "hist2st": (
             {"patch_px": 56, "layers": 4, "graph_layers": 2, "heads": 4, "pixels": "unit"},
-            {"epochs": 100, "lr": 3e-4, "augment": False, "loss": {"views": 2}},
+            {"epochs": 100, "lr": 1e-3, "augment": False, "loss": {"views": 2}},
         ),
         "egn": (
             {"patch_px": 128, "token_px": 16, "width": 128, "layers": 4, "heads": 4, "mlp_width": 256},

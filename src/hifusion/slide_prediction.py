@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -188,15 +187,15 @@ def _spot_table(section: AnnData) -> pd.DataFrame:
 def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, workers: int) -> float:
     """Reading and network together, on patches from the middle of the section."""
     size = run.recipe.batch_size
-    centres = section.obsm["spatial"][section.n_obs // 2 :][: size * (PROBE_BATCHES + 1)]
+    some = section[section.n_obs // 2 :][: size * (PROBE_BATCHES + 1)].copy()
     slide, shrink = Path(section.uns["hifusion"]["image"]), patch_shrink(run, section)
-    outputs = spot_outputs(run, slide, centres, shrink, average_symmetries=average_symmetries, workers=workers)
-    started = time.perf_counter()
-    done = len(next(outputs).expression)
-    if len(centres) > size:  # the first batch warms up
-        started, done = time.perf_counter(), 0
-    done += sum(len(batch.expression) for batch in islice(outputs, PROBE_BATCHES))
-    return done / (time.perf_counter() - started)
+    started, spots, seconds = time.perf_counter(), [], []
+    for batch in spot_outputs(run, some, slide, shrink, average_symmetries=average_symmetries, workers=workers):
+        spots.append(len(batch.expression))
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    warm = 1 if len(spots) > 1 else 0  # the first batch warms up
+    return sum(spots[warm:]) / sum(seconds[warm:])
 
 
 def _peak_gib() -> float:

@@ -17,6 +17,7 @@ from hifusion import data
 from hifusion.cohort import SectionView
 from hifusion.configuration import Recipe
 from hifusion.encoders import Encoder, load_encoder
+from hifusion.errors import InputError
 from hifusion.expression import normalisation
 from hifusion.features import spot_features, window_features
 from hifusion.inference import SpotOutputs, forward_batches
@@ -53,12 +54,22 @@ class Surroundings:
         Names the network and the frozen encoder; the network's configuration has its final sizes.
     train
         The training spots.
+
+    Raises
+    ------
+    InputError
+        The network looks at training spots, and there are none.
     """
 
     def __init__(self, recipe: Recipe, train: Sequence[Spots]):
         self.recipe, self.config = recipe, recipe.model
         self.train = list(train)
         module: Any = MODELS[recipe.network].module
+        if MODELS[recipe.network].looks_at_training and not train:
+            raise InputError(
+                f"{recipe.network} predicts from the measured training spots, which a run folder does not hold; "
+                "score it with `hifusion evaluate` or `hifusion benchmark`, or predict with another network"
+            )
         self.needs: tuple[str, ...] = module.needs
         self.whole_section: bool = module.whole_section
         self.whole_patient: bool = getattr(module, "whole_patient", False)

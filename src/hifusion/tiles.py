@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hifusion.checkpoint import Run
 from hifusion.errors import InputError
 from hifusion.inference import predict_regions
+from hifusion.models import MODELS
 
 SAME_SCALE = 0.01  # a scale may be given rounded; a region 1 % too wide is 2 px of 224
 REMEDY = "cut them with lazyslide.pp.tile_tissues(wsi, **tiling(run))"
@@ -97,6 +98,8 @@ class TilePredictor:
     name = "hifusion"
 
     def __init__(self, run: Run, tiles: TileSpec | None = None) -> None:
+        if MODELS[run.recipe.network].needs:
+            raise InputError(f"{run.root}: {run.recipe.network} needs more than a tile; use a run of hifusion or stnet")
         self._region_px = run.recipe.model.region_px
         self._precision: str = run.facts["precision"]
         if tiles is not None:

@@ -34,6 +34,16 @@ class Model(NamedTuple):
     step: Callable[..., dict[str, Tensor]]
     """(network, batch, options as keywords) -> named terms with `total`, see `hifusion.models.steps`."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keywords of the forward pass beside the regions."""
+        return self.module.needs  # type: ignore[attr-defined]
+
+    @property
+    def looks_at_training(self) -> bool:
+        """Whether measured training spots are among what it needs to predict."""
+        return not {"exemplar_target", "known_expression"}.isdisjoint(self.needs)
+
 
 MODELS: dict[str, Model] = {
     "hifusion": Model(HiFusionConfig, HiFusion, steps.hifusion_step),
