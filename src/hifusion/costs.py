@@ -30,9 +30,10 @@ def network_costs(forward: Callable[[], Any], module: nn.Module, spots: int) -> 
         How many spots that one pass predicts.
     """
     modes = {part: part.training for part in module.modules()}
+    learned = [its for its in module.parameters() if its.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False)
-    module.eval()
+    module.eval().requires_grad_(False)  # the counter would hang hooks on parameters that are a module's input
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -41,6 +42,8 @@ def network_costs(forward: Callable[[], Any], module: nn.Module, spots: int) -> 
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for part, training in modes.items():
             part.training = training
+        for parameter in learned:
+            parameter.requires_grad_(True)
     return {
         "parameters": sum(its.numel() for its in module.parameters()),
         "trainable": sum(its.numel() for its in module.parameters() if its.requires_grad),
