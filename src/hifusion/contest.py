@@ -84,7 +84,7 @@ class FoldData(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What one model says of the tested sections of a fold, and what that cost."""
+    """What one model says of the tested sections of a fold, and what a network cost."""
 
     sections: dict[str, np.ndarray]
     """Section -> float32 ``(N, G)``."""
@@ -235,20 +235,16 @@ class Contest:
             Folder in which the run of a network is kept and gone on with.
         """
         its = self.data_of(fold)
-        started = time.perf_counter()
-        if job.seed is None:
+        if job.seed is None:  # takes seconds, and shares its process and its statistics with others: no costs
             predict = simple_models(self.base.encoder)[job.model].baseline.fit(its.fitted_on)
-            costs = {"train_seconds": time.perf_counter() - started}
-        else:
-            assert out is not None
-            predict, costs = self._network(job, fold, its, out, progress)
+            return Predicted({view.name: predict(view) for view in its.tested}, {})
+        assert out is not None
+        predict, costs = self._network(job, fold, its, out, progress)
         started = time.perf_counter()
         sections = {view.name: predict(view) for view in its.tested}
         spots = sum(len(predicted) for predicted in sections.values())
         costs["predict_spots_per_s"] = spots / (time.perf_counter() - started)
-        if job.seed is not None:  # simple models share a process, in which the largest would count for all
-            costs["peak_memory_mib"] = peak_memory_mib()
-        return Predicted(sections, costs)
+        return Predicted(sections, costs | {"peak_memory_mib": peak_memory_mib()})
 
     def parts(self, job: Job, fold: Fold) -> tuple[list[SectionView], list[SectionView]]:
         """Training and validation sections of a network; validation is empty where blocks of spots are held out."""
