@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +17,7 @@ from hifusion.data import slide_regions
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts, total_counts
 from hifusion.inference import SpotOutputs, best_device, forward_regions
+from hifusion.models import MODELS
 from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
@@ -132,8 +134,21 @@ def predict_section(
 def spot_outputs(
     run: Run, slide: Path, centres_px: np.ndarray, shrink: float, *, average_symmetries: bool, workers: int
 ) -> Iterator[SpotOutputs]:
-    """What the run's network says of positions on a slide, batch by batch; arguments as :func:`predict_section`."""
+    """What the run's network says of positions on a slide, batch by batch; arguments as :func:`predict_section`.
+
+    Raises
+    ------
+    InputError
+        The network looks at more than patches.
+    """
     recipe = run.recipe
+    modules: dict[str, Any] = {name: model.module for name, model in MODELS.items()}
+    if modules[recipe.network].needs:
+        able = ", ".join(name for name, module in modules.items() if not module.needs)
+        raise InputError(
+            f"{run.root}: {recipe.network} looks at more than patches, as only `hifusion benchmark` and `hifusion "
+            f"evaluate` can give it; predict with a run of {able}"
+        )
     regions = slide_regions(
         slide,
         centres_px,
