@@ -29,7 +29,7 @@ SPOTS = 24
 PATCH_PX = 48
 ALL = np.arange(SPOTS)
 SOME = np.array([7, 2, 19])
-GIVEN = tuple(name for name in RIVALS if MODELS[recipe_for(name, "tiny").network].module.needs)  # type: ignore[attr-defined]
+GIVEN = tuple(name for name in RIVALS if MODELS[recipe_for(name, "tiny").network].module.needs)
 WHOLE = ("histogene", "hist2st", "asign2d", "asign2d_released", "asign3d")
 LOOKING = (*GIVEN, "bleep")  # ST-Net's DenseNet, which sees its region alone, takes seconds to build
 
@@ -199,7 +199,7 @@ def test_a_whole_section_is_a_batch_and_its_training_spots_are_scored(name, fold
     for batch in batches_of(name, fold):
         its = next(view.name for view, _ in fold if np.array_equal(batch.target, view.expression))
         scored[its] = np.flatnonzero(batch.scored)
-    assert list(sorted(scored)) == ["A1", "A2", "B1"]
+    assert sorted(scored) == ["A1", "A2", "B1"]
     for view, rows in fold:
         np.testing.assert_array_equal(scored[view.name], rows)
 
