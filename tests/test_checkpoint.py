@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hifusion import checkpoint
-from hifusion.checkpoint import Run, load_tensors, optimiser_tensors, restore_optimiser, save_tensors
+from hifusion.checkpoint import FORMAT, Run, load_tensors, optimiser_tensors, restore_optimiser, save_tensors
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.models.hifusion import HiFusion
@@ -91,7 +91,7 @@ def test_a_run_that_is_not_finished_is_refused(run_folder: Path) -> None:
 
 def test_a_run_of_another_format_is_refused(run_folder: Path) -> None:
     edit_json(run_folder / "run.json", lambda facts: facts.update(format=99))
-    assert "run format 99 is not 1" in refused(run_folder)
+    assert f"run format 99 is not {FORMAT}" in refused(run_folder)
 
 
 def test_an_edited_panel_is_refused(run_folder: Path) -> None:

@@ -26,7 +26,7 @@ from hifusion.protocols import Fold, Protocol, check_leak, protocol
 from hifusion.recipes import RIVALS
 from hifusion.simple_models import SIMPLE, Rival, simple_models
 from hifusion.surroundings import Spots, Surroundings
-from hifusion.training import check_patches, fit, split
+from hifusion.training import check_patches, fit, shuffled, split
 
 Progress = Callable[[str, int, int], None]
 SHUFFLED = "shuffled"  # the first network once more, trained on targets dealt out anew over the spots
@@ -166,6 +166,7 @@ class Contest:
         simple = simple_models(base.encoder)
         names, not_run = _usable_sections(cohort, models, simple)
         not_run |= _not_possible(rule, simple)
+        recipes = {name: its for name, its in recipes.items() if name not in not_run}
         folds = rule.folds([info for info in cohort.infos if info.name in names])
 
         def alike(recipe: Recipe) -> Recipe:
@@ -274,6 +275,8 @@ class Contest:
             resume=True,
             progress=progress and (lambda what, done, total: progress(f"{fold.name} {job.label} {what}", done, total)),
         )
+        if job.model == SHUFFLED:  # what networks look up of training spots is what they were trained on
+            train, validation = shuffled(train, seed), shuffled(validation, seed)
         trained, held_out = split(recipe, train, validation, seed)
         seconds = run.facts["train_seconds"]
         costs = {

@@ -247,10 +247,10 @@ def _mask(spots: int, rows: np.ndarray) -> Tensor:
 
 
 def _size_px(view: SectionView) -> tuple[int, int]:
-    """Width and height of the slide in region pixels."""
+    """Width and height of the slide in region pixels, the last of which may be there in part."""
     assert view.image is not None
     width, height = Slide(view.image).size_px
-    return int(width / view.shrink), int(height / view.shrink)
+    return math.ceil(width / view.shrink), math.ceil(height / view.shrink)
 
 
 def _position(its: Surroundings, view: SectionView) -> dict[str, Tensor]:

@@ -239,9 +239,16 @@ def check_patches(recipe: Recipe, store: Store | None) -> None:
 
 
 def shuffled(views: Sequence[SectionView], seed: int) -> list[SectionView]:
-    """The sections with expression dealt out anew over the spots of each: nothing left to learn but the mean."""
+    """The sections with what was measured dealt out anew over the spots of each: nothing left to learn but the mean."""
     rng = np.random.default_rng(seed)
-    return [dataclasses.replace(view, expression=rng.permutation(view.expression)) for view in views]
+    return [_dealt(view, rng.permutation(len(view.expression))) for view in views]
+
+
+def _dealt(view: SectionView, order: np.ndarray) -> SectionView:
+    """The section with the measurements of other spots: counts too, which some networks learn from."""
+    counts = None if view.counts is None else view.counts[order]
+    total = view.total_counts[order]
+    return dataclasses.replace(view, expression=view.expression[order], counts=counts, total_counts=total)
 
 
 def _start(network: Any, recipe: Recipe, trained: Sequence[Spots], train_mean: np.ndarray) -> None:
