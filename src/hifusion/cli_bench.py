@@ -37,7 +37,7 @@ def benchmark(
     ] = False,
     registered: Annotated[
         bool,
-        typer.Option("--registered", help="Each network also blended with the patient's registered measured sections."),
+        typer.Option("--registered", help="HiFusion also blended with the patient's registered measured sections."),
     ] = False,
     leak_check: Annotated[bool, typer.Option(help="Refuse folds that leak.")] = True,
     jobs: Annotated[int, typer.Option("-j", "--jobs", help="Jobs at a time, each a process of its own.", min=1)] = 1,

@@ -151,8 +151,8 @@ class Contest:
             Train every network once more with its epoch selected on the tested sections, under its name with
             ``_test_epoch``: what the published habit is worth.
         with_registered
-            Score every network once more, under its name with ``_registered``, as ``n + w (k - n)``: its prediction
-            ``n`` drawn towards ``k`` of ``neighbour_section`` by the share ``w`` that fits the validation spots best.
+            Score HiFusion once more, as ``hifusion_registered``: its prediction ``n`` is drawn towards the ``k`` of
+            ``neighbour_section``, ``n + w (k - n)``, by the share ``w`` that fits the validation spots best.
 
         Raises
         ------
@@ -183,7 +183,8 @@ class Contest:
                 models,
                 recipes,
                 seeds,
-                [*([TEST_EPOCH] if with_test_epoch else []), *([REGISTERED] if with_registered else [])],
+                with_test_epoch,
+                with_registered,
                 with_nulls,
                 with_shuffled,
                 not_run,
@@ -346,7 +347,7 @@ def _not_possible(rule: Protocol, simple: Mapping[str, Rival]) -> dict[str, str]
     if not rule.same_patient:
         reason = "no section of the tested patient is measured in this protocol"
         found |= {f"{name}{ending}": reason for name in SAME_PATIENT for ending in ENDINGS}
-        found |= {f"{name}{REGISTERED}": reason for name in ("hifusion", *RIVALS)}
+        found[f"hifusion{REGISTERED}"] = reason
     return found
 
 
@@ -354,7 +355,8 @@ def _jobs(
     models: Sequence[str],
     recipes: Mapping[str, Recipe],
     seeds: Sequence[int],
-    endings: Sequence[str],
+    with_test_epoch: bool,
+    with_registered: bool,
     with_nulls: bool,
     with_shuffled: bool,
     not_run: dict[str, str],
@@ -366,7 +368,8 @@ def _jobs(
     elif networks and SHUFFLED not in wanted:
         not_run[SHUFFLED] = "switched off by the user"
     first_nulls = [name for name in NULLS if name in wanted]
-    more = [f"{name}{ending}" for ending in endings for name in networks]
+    more = [f"{name}{TEST_EPOCH}" for name in networks if with_test_epoch]
+    more += [f"{name}{REGISTERED}" for name in networks if with_registered and name == "hifusion"]
     ordered = [name for name in (*first_nulls, *networks, *more) if name not in not_run]
     # The shuffled null is trained with the first seed only: it is there to show zero, at the cost of a whole training.
     return [Job(name, seed) for name in ordered for seed in _seeds_of(name, seeds)]
