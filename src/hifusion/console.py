@@ -54,6 +54,8 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     if isinstance(value, list):
         return ("; " if value and isinstance(value[0], dict) else ", ").join(map(_plain, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "not known" if value is None else str(value)
 
 

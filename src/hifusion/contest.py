@@ -203,7 +203,9 @@ class Contest:
 
     def recipe_of(self, job: Job) -> Recipe:
         """How a network is trained; the ``shuffled`` null as the first network."""
-        return self.recipes[next(iter(self.recipes)) if job.model == SHUFFLED else job.network]
+        if job.model == SHUFFLED:
+            return next(iter(self.recipes.values()), self.base)
+        return self.recipes[job.network]
 
     def data_of(self, fold: Fold) -> FoldData:
         """The sections of a fold; the panel is chosen on training and validation sections unless the recipe says so."""

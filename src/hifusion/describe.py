@@ -1,5 +1,6 @@
 """What a file or folder holds, and what this machine offers, as plain values."""
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -62,6 +63,7 @@ def _run_info(path: Path) -> dict[str, Any]:
         "kind": "run",
         "id": run.id,
         "recipe": run.recipe.name,
+        "network": run.recipe.network,
         "source": run.recipe.source,
         "normalisation": run.recipe.normalisation,
         "genes": len(run.panel.genes),
@@ -104,13 +106,26 @@ _FOLDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
+# Extra -> the package that tells whether it is installed.
+EXTRAS = {
+    "parquet": "pyarrow",
+    "spatialdata": "spatialdata",
+    "rivals": "monai",
+    "encoders": "efficientnet_lite_pytorch",
+    "registration": "SimpleITK",
+    "labels": "sklearn",
+    "download": "pooch",
+}
+
+
 def doctor() -> dict[str, Any]:
-    """What this machine offers: versions, device, precision, cores, memory, disk."""
+    """What this machine offers: versions, extras, device, precision, cores, memory, disk."""
     device = inference.best_device()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {
         "versions": checkpoint.versions(),
         "system": platform.platform(),
+        "extras": {extra: importlib.util.find_spec(package) is not None for extra, package in EXTRAS.items()},
         "device": str(device),
         "precision": inference.resolve_precision("auto", device),
         "cores": os.cpu_count(),
