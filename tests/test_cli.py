@@ -17,6 +17,7 @@ from test_slide_prediction import draw_slide
 
 SETTINGS = [word for override in SMALL for word in ("--set", override)]
 RECIPE = ["--recipe", "tiny", *SETTINGS]
+BENCHMARK = ["benchmark", "{work}/store", "-o", "{out}", "--protocol", "first_section", "--recipe", "tiny"]
 
 
 def run(*words: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -139,6 +140,19 @@ def test_doctor_names_versions_and_device(monkeypatch, capsys):
         (["predict", "{work}/run", "{work}/store/store.json", "-o", "{out}"], "not a readable image"),
         (["evaluate", "--data", "{work}/store", "--protocol", "first_section", "--seeds", "one"], "--seeds"),
         (["plot", "{work}/raw", "-o", "{out}/maps.png"], "raw"),
+        (
+            ["plot", "{work}/raw", "-o", "{out}/x.png", "--kind", "skill", "--genes", "A"],
+            "--genes is not for --kind skill",
+        ),
+        (["plot", "{work}/raw", "-o", "{out}/x.png", "--kind", "2d3d"], "1 given; give 2 evaluation folders"),
+        (["labels", "{work}/raw"], "no predictions"),
+        (["register", "{work}/store", "A1", "A1", "-o", "{out}/x.png"], "is laid over itself"),
+        (["register", "{work}/store", "A1", "Z9", "-o", "{out}/x.png"], "has no section Z9"),
+        (["evaluate", "--data", "{work}/store", "--protocol", "first_section", "--model", "stnett"], "is unknown; use"),
+        ([*BENCHMARK, "--models", "ridge,stnett"], "model stnett is unknown; use hifusion, stnet"),
+        ([*BENCHMARK, "--models", "ridge"], "panel_size=40 is not possible: 30 genes are common"),
+        ([*BENCHMARK, "--models", "ridge", "--set", "egn:lr=1"], "egn is not among the networks"),
+        ([*BENCHMARK], "store: holds patches of region_px=32"),
         (["info", "{work}/nowhere"], "no such file"),
         (["import", "{work}/run", "-o", "{out}"], "visium: needs"),
         (["import", "{work}/raw", "-o", "{out}", "--format", "visum"], "use one of"),

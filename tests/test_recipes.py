@@ -9,7 +9,7 @@ import torch
 from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
 from hifusion.models import MODELS, asign, asign3d, bleep, egn, hist2st, histogene, stnet, triplex
-from hifusion.recipes import RECIPES, RIVALS, recipe, recipe_for
+from hifusion.recipes import RECIPES, RIVALS, recipe, recipe_for, recipes_for
 
 PRESETS = ("quick", "tiny")
 PUBLISHED = ("her2st_2d", "her2st_3d", "stdata_2d", "stdata_3d")
@@ -223,8 +223,8 @@ def test_an_override_can_be_for_one_model() -> None:
     given = ["stnet:epochs=3", "lr=0.5"]
     assert (recipe_for("stnet", "quick", overrides=given).epochs, recipe_for("egn", "quick").epochs) == (3, 20)
     assert {recipe_for(name, "quick", overrides=given).lr for name in ("stnet", "egn", "hifusion")} == {0.5}
-    with pytest.raises(InputError, match="model 'stnett' is not in"):
-        recipe_for("hifusion", "quick", overrides=["stnett:epochs=3"])
+    with pytest.raises(InputError, match="egn is not among the networks; use stnet"):
+        recipes_for(["stnet", "ridge"], "quick", overrides=["egn:epochs=3"])
 
 
 def test_options_of_a_loss_are_those_of_its_network() -> None:

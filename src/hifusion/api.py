@@ -176,7 +176,7 @@ def evaluate(
         Cohort.open(data, sections),
         protocol,
         models,
-        benchmarking.recipes_for(models, recipe, source, overrides),
+        recipes.recipes_for(models, recipe, source, overrides),
         Path(out) if out else None,
         base=replace(base, panel=panel) if panel else base,
         seeds=seeds,

@@ -27,7 +27,6 @@ import torch
 from hifusion import files, recipes
 from hifusion.cohort import Cohort
 from hifusion.comparison import gene_wins, paired_differences, selection_gap
-from hifusion.configuration import Recipe
 from hifusion.contest import TEST_EPOCH, Contest, Job, Predicted
 from hifusion.errors import InputError, plain
 from hifusion.estimating import job_seconds
@@ -93,7 +92,7 @@ class Settings:
             Cohort.open(Path(self.data), self.sections, verify),
             self.protocol,
             self.models,
-            recipes_for(self.models, self.recipe, self.source, self.overrides),
+            recipes.recipes_for(self.models, self.recipe, self.source, self.overrides),
             base=replace(base, panel=self.panel) if self.panel else base,
             seeds=self.seeds,
             with_nulls=self.with_nulls,
@@ -116,14 +115,6 @@ class Settings:
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise InputError(f"{path}: does not describe a benchmark of this version; make it anew")
         return cls(**values)
-
-
-def recipes_for(
-    models: Sequence[str], preset: str, source: str | None = None, overrides: Sequence[str] = ()
-) -> dict[str, Recipe]:
-    """Recipes of those of the models that are networks."""
-    networks = [name for name in models if name in ("hifusion", *recipes.RIVALS)]
-    return {name: recipes.recipe_for(name, preset, source, overrides) for name in networks}
 
 
 class Outcome(NamedTuple):

@@ -121,6 +121,7 @@ class Contest:
     sections: list[str]
     not_run: dict[str, str]
     leak_check: bool
+    _panels: dict[str, GenePanel] = field(default_factory=dict, repr=False)
     _fold_data: dict[str, FoldData] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -196,6 +197,8 @@ class Contest:
         for job in contest.jobs:
             if job.seed is not None:
                 check_patches(contest.recipe_of(job), cohort.store)
+        for fold in folds:
+            contest.panel_of(fold)
         for fold in folds if leak_check else ():
             infos = [info for info in cohort.infos if info.name in names]
             check_leak(fold, infos, contest.digests, rule.same_patient)
@@ -207,10 +210,16 @@ class Contest:
             return next(iter(self.recipes.values()), self.base)
         return self.recipes[job.network]
 
+    def panel_of(self, fold: Fold) -> GenePanel:
+        """The genes of a fold, chosen on training and validation sections unless the recipe says otherwise."""
+        if fold.name not in self._panels:
+            self._panels[fold.name] = self.cohort.panel(self.base.panel, self.base.panel_size, fold.outside_test)
+        return self._panels[fold.name]
+
     def data_of(self, fold: Fold) -> FoldData:
-        """The sections of a fold; the panel is chosen on training and validation sections unless the recipe says so."""
+        """The sections of a fold through its panel."""
         if fold.name not in self._fold_data:
-            panel = self.cohort.panel(self.base.panel, self.base.panel_size, fold.outside_test)
+            panel = self.panel_of(fold)
             fitted_on, tested = (
                 self.cohort.views(names, panel, self.base.normalisation) for names in (fold.outside_test, fold.test)
             )
@@ -222,7 +231,7 @@ class Contest:
         names = (*fold.outside_test, *fold.test)
         digests = {what: [of.get(name) for name in names] for what, of in self.digests.items()}
         recipe = asdict(self.base if job.seed is None else self.recipe_of(job))
-        facts = [job, recipe, asdict(fold), self.data_of(fold).panel.digest, digests]
+        facts = [job, recipe, asdict(fold), self.panel_of(fold).digest, digests]
         return files.digest(json.dumps(facts).encode())[:16]
 
     @cached_property

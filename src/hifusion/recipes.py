@@ -335,15 +335,29 @@ def recipe_for(model: str, preset: str, source: str | None = None, overrides: Se
         As for :func:`recipe`, or an unknown model.
     """
     refuse_unknown("model", [model], ("hifusion", *RIVALS), "the models with a recipe")
-    for override in overrides:
-        name, colon, _ = override.partition("=")[0].rpartition(":")
-        if colon:
-            refuse_unknown("model", [name], ("hifusion", *RIVALS), f"the models that --set {override!r} can be for")
     own = [override.removeprefix(f"{model}:") for override in overrides if _is_for(model, override)]
     if model == "hifusion":
         return recipe(preset, source, own)
     recipe(preset, source)  # an unknown preset is refused for rivals too
     return recipe(f"{model}_{preset}" if (f"{model}_{preset}", "hifusion") in RECIPES else model, None, own)
+
+
+def recipes_for(
+    models: Sequence[str], preset: str, source: str | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Recipe]:
+    """Recipes of those of the models that are networks; arguments as for :func:`recipe_for`.
+
+    Raises
+    ------
+    InputError
+        As for :func:`recipe_for`, or a change for a model that is not among them.
+    """
+    networks = [name for name in models if name in ("hifusion", *RIVALS)]
+    for override in overrides:
+        name, colon, _ = override.partition("=")[0].rpartition(":")
+        if colon and name not in networks:
+            raise InputError(f"--set {override}: {name} is not among the networks; use {', '.join(networks) or 'one'}")
+    return {name: recipe_for(name, preset, source, overrides) for name in networks}
 
 
 def _is_for(model: str, override: str) -> bool:
