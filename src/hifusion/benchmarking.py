@@ -357,7 +357,9 @@ def _end_with_parent() -> None:
     """End this process when its standard input is closed, as it is when the benchmark's process is gone."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin: a thread that waits in it holds its lock, without which the interpreter cannot end.
+        while os.read(0, 1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
