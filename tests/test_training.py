@@ -299,13 +299,15 @@ def test_a_diverged_validation_error_is_one_line(tmp_path: Path, monkeypatch: py
 
 
 def test_a_store_of_other_patches_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
-    message = refused(tmp_path / "run", store=make_store(64))
-    assert "holds patches of region_px=64, mpp=native, the recipe takes region_px=32, mpp=native" in message
+    message = refused(tmp_path / "run", store=make_store(16))
+    assert "holds patches of region_px=16, mpp=native, the recipe takes region_px=32, mpp=native" in message
     assert "run `hifusion prepare DATA NEW_STORE --recipe tiny --region-px 32`" in message
     message = refused(tmp_path / "run", replace(RECIPE, region_mpp=0.5), store=make_store(32))
     assert "region_px=32 --mpp 0.5`" in message.replace("--region-px ", "region_px=")
     assert "training needs region patches" in refused(tmp_path / "run", store=None)
+    assert "holds patches of region_px=33" in refused(tmp_path / "run", store=make_store(33))  # no middle of 32
     assert not (tmp_path / "run").exists()
+    training.check_patches(RECIPE, make_store(64))  # larger ones hold smaller ones in their middle
 
 
 def test_a_section_too_small_to_be_split_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def _end_with_parent() -> None:
     """End this process when its standard input is closed, as it is when the benchmark's process is gone."""
 
     def watch() -> None:
-        # Not through sys.stdin: its lock, held here, would break the end of the process.
+        # Not through sys.stdin: a thread that waits in it holds its lock, without which the interpreter cannot end.
         while os.read(0, 1):
             pass
         os._exit(1)

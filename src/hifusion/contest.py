@@ -230,6 +230,8 @@ class Contest:
         """Digest of all that decides a job's result: recipe, seed, panel, and the fold's sections by content."""
         names = (*fold.outside_test, *fold.test)
         digests = {what: [of.get(name) for name in names] for what, of in self.digests.items()}
+        places = [self.cohort.sections[name].obsm["spatial"] for name in names]
+        digests["places"] = [files.digest(np.ascontiguousarray(its).data) for its in places]
         recipe = asdict(self.base if job.seed is None else self.recipe_of(job))
         facts = [job, recipe, asdict(fold), self.panel_of(fold).digest, digests]
         return files.digest(json.dumps(facts).encode())[:16]

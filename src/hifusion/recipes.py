@@ -273,7 +273,7 @@ _RIVALS_TINY = _reduced(
         "asign2d_released": _ASIGN_TINY,
         "asign3d": _ASIGN_TINY,
         "bleep": (
-            {"patch_px": 48, "width": 8, "embedding": 32, "neighbours": 10},
+            {"patch_px": 48, "width": 8, "embedding": 32},
             {"lr": 1e-3, "start_at_mean": False},
         ),
     },

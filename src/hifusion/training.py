@@ -139,6 +139,7 @@ def fit(
         "panel_digest": panel.digest,
         "train": [view.name for view in train],
         "validation": [view.name for view in validation],
+        "data": _digest([*train, *validation]),
         "train_spots": n_train,
         "validation_spots": sum(len(rows) for _, rows in held_out),
         "spots": _spot_facts(train),
@@ -349,7 +350,7 @@ def _open_folder(out: Path, facts: dict[str, Any], panel: GenePanel, resume: boo
     if not resume:
         raise InputError(f"{out}: holds a run already; go on with --resume, or give another folder")
     before = files.read_json(out / "run.json")
-    there, here = _settings(before), _settings(facts)
+    there, here = _settings({"data": facts["data"], **before}), _settings(facts)  # older runs do not tell their data
     changed = [f"{key} ({there.get(key)} there, {here.get(key)} given)" for key in here if there.get(key) != here[key]]
     if changed:
         raise InputError(
@@ -362,9 +363,15 @@ def _open_folder(out: Path, facts: dict[str, Any], panel: GenePanel, resume: boo
     return True
 
 
+def _digest(views: Sequence[SectionView]) -> str:
+    """Of what was measured, and where."""
+    parts = [part for view in views for part in (view.image_digest.encode(), view.expression, view.centres_px)]
+    return files.digest(*(part if isinstance(part, bytes) else np.ascontiguousarray(part).data for part in parts))[:16]
+
+
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """What two trainings must share to be the same run; the recipe and its network value by value."""
-    keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision")
+    keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision", "data")
     # Through a recipe, so that one written by an older version has today's new values at their defaults.
     recipe = dataclasses.asdict(from_dict(facts["recipe"]))
     for group in ("model", "loss"):
