@@ -181,6 +181,8 @@ def _torchvision(path: Path, device: torch.device) -> Encoder:
 
 def _of_run(path: Path, device: torch.device) -> Encoder:
     run = Run.open(path)
+    if run.recipe.network != "hifusion":
+        raise InputError(f"{path}: is a run of {run.recipe.network}; an encoder is taken from a run of hifusion")
     network = cast(Any, run.network(device))
     config = network.config
     return _encoder(
