@@ -113,10 +113,20 @@ def test_shuffled_targets_take_all_that_was_measured_of_a_spot_with_them(study):
         np.testing.assert_array_equal(after.total_counts, before.total_counts[order])
 
 
-@pytest.mark.parametrize("name", ["histogene", "hist2st"])
-def test_a_slide_alone_is_refused_by_a_network_that_needs_more(name, study, tmp_path):
+@pytest.mark.usefixtures("colours")
+@pytest.mark.parametrize("name", ["histogene", "triplex", "asign2d"])
+def test_from_the_slide_a_network_says_what_it_says_from_the_store(name, study, tmp_path):
+    """Though it looks at more than patches: all of that is made of positions and pixels."""
     run = fit_short(name, study, tmp_path / "run", epochs=1)
-    with pytest.raises(InputError, match=f"{name}.*hifusion benchmark") as caught:
+    section = predict_section(run, study.cohort.sections["A2"])
+    np.testing.assert_allclose(section.X, predicted(run, study), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("colours")
+@pytest.mark.parametrize("name", ["egn", "asign3d"])
+def test_a_slide_alone_is_refused_by_a_network_that_looks_at_training_spots(name, study, tmp_path):
+    run = fit_short(name, study, tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match=f"{name} predicts from the measured training spots") as caught:
         predict_section(run, study.cohort.sections["A2"])
     assert "\n" not in str(caught.value)
 

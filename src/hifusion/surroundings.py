@@ -108,7 +108,8 @@ class Surroundings:
             first = sum(len(its.centres_px) for its in stack[:-1])
             yield self._regions(stack), self._inputs_of(stack), first + rows
             return
-        for chunk in np.array_split(rows, math.ceil(len(rows) / self.recipe.batch_size)):
+        size = self.recipe.batch_size
+        for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
             region = data.read_regions(view, chunk, self.config.region_px)
             yield region, self.inputs(view, chunk), np.arange(len(chunk))
 
