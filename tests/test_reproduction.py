@@ -62,7 +62,7 @@ def done(raw: Path, panel: str, tmp_path_factory: pytest.TempPathFactory):
     """A 3D reproduction on two sections; gives its folder, itself, and what was said."""
     out, said = tmp_path_factory.mktemp("out"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduction, "panel_text", lambda file: panel)
+        patch.setattr(studies, "panel_text", lambda file: panel)
         found = reproduction.reproduce("her2st-3d", raw, out, say=said.append, **QUICKEST)
     return out, found, said
 
@@ -115,7 +115,7 @@ def test_the_title_of_a_part_says_so_and_the_page_says_why(done):
 def test_what_is_missing_is_said_first_and_the_estimate_next(done):
     _, found, said = done
     assert "Missing from the data (32): A3, A4," in said[0] and "Without an image (1): B2." in said[0]
-    assert said[1].startswith(f"0 of {found.estimate['jobs']} jobs are done; about ")
+    assert said[2].startswith(f"0 of {found.estimate['jobs']} jobs are done; about ")
 
 
 def test_the_panel_has_one_name_wherever_it_was_run(done):
@@ -128,7 +128,7 @@ def test_called_again_from_elsewhere_nothing_is_done_again(done, raw, panel, mon
     out, before, _ = done
     stamps = {path: path.stat().st_mtime_ns for path in (out / "benchmark").glob("jobs/*/*.json")}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduction, "panel_text", lambda file: panel)
+    monkeypatch.setattr(studies, "panel_text", lambda file: panel)
     again = reproduction.reproduce("her2st-3d", raw, out, **QUICKEST)
     assert again.estimate["done"] == again.estimate["jobs"] == len(stamps) > 5
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps

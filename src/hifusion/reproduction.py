@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hifusion import files, preparing, recipes
+from hifusion import files, preparing, recipes, studies
 from hifusion.benchmarking import Progress, Settings, benchmark, estimate
 from hifusion.contest import NULLS
 from hifusion.errors import InputError, refuse_unknown
 from hifusion.protocols import Fold, SectionInfo, protocol
 from hifusion.reproduction_table import comparability, table_of, to_markdown
 from hifusion.simple_models import simple_models
-from hifusion.studies import METHODS, STUDIES, Study, panel_text, study
+from hifusion.studies import METHODS, STUDIES, Study
 
 __all__ = ["STUDIES", "Reproduction", "reproduce"]
 
@@ -76,7 +76,7 @@ class _Found(NamedTuple):
 
 
 def reproduce(
-    name: str,
+    study: str,
     data: Path,
     out: Path,
     *,
@@ -99,7 +99,7 @@ def reproduce(
 
     Parameters
     ----------
-    name
+    study
         A name of :data:`STUDIES`.
     data
         What `hifusion download` made.
@@ -122,11 +122,11 @@ def reproduce(
     InputError
         A folder of another layout, sections of which no fold can be made, or what a benchmark refuses.
     """
-    its, data, out = study(name), Path(data).resolve(), Path(out).resolve()
+    its, data, out = studies.study(study), Path(data).resolve(), Path(out).resolve()
     models, preset = tuple(models or its.published), recipe or its.recipe
     overrides = tuple(map(_anchored, overrides))
     base = recipes.recipe_for("hifusion", preset, source, overrides)
-    found = _survey(name, its, data, sections, models, base.encoder)
+    found = _survey(study, its, data, sections, models, base.encoder)
     title = _title(its, found)
     if say:
         say("\n".join([title, *found.notes]))
@@ -139,10 +139,11 @@ def reproduce(
         mpp=base.region_mpp,
         progress=progress,
     )
+    own_panel = any(override.partition("=")[0].strip() in ("panel", "hifusion:panel") for override in overrides)
     panel = "paper"
     if its.panel:
         panel = _PANEL
-        files.write_text(out / _PANEL, panel_text(its.panel))
+        files.write_text(out / _PANEL, studies.panel_text(its.panel))
     settings = Settings(
         data=str(out / "store"),
         protocol=its.protocol,
@@ -150,11 +151,13 @@ def reproduce(
         recipe=preset,
         source=source,
         overrides=overrides,
-        panel=None if any(_key(override) == "panel" for override in overrides) else panel,
+        panel=None if own_panel else panel,
         sections=tuple(found.used),
         seeds=tuple(seeds),
         with_test_epoch=with_test_epoch,
     )
+    if say:
+        say("estimating how long the rest takes, from a few steps of each network")
     with contextlib.chdir(out):
         expected = estimate(settings, out / "benchmark", processes=processes)
         if say:
@@ -223,15 +226,11 @@ def _other_firsts(its: Study, full: Sequence[str], folds: Sequence[Fold]) -> lis
     return [f"Trained on {ours}, not on {theirs} as published." for ours, theirs in others.items() if ours != theirs]
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].rpartition(":")[2].strip()
-
-
 def _anchored(override: str) -> str:
     """A file named in an override by its absolute path: jobs do not run in the caller's working folder."""
     key, equals, value = override.partition("=")
     before, at, file = value.strip().rpartition("@")  # timm:NAME@FILE
-    is_file = _key(override) in _PATHS and file and Path(file).exists()
+    is_file = key.rpartition(":")[2].strip() in _PATHS and file and Path(file).exists()
     return f"{key}{equals}{before}{at}{Path(file).resolve()}" if is_file else override
 
 
