@@ -1,6 +1,6 @@
 """The verbs, on paths and names: what the command line calls, and a notebook can."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,25 @@ from hifusion import (
     evaluation,
     exporting,
     figures,
-    guard,
     importing,
     labels,
     plots,
     prediction,
+    preparing,
     recipes,
     registration,
     registration_picture,
+    reproduction,
     slide_prediction,
-    store,
     synth,
     training,
 )
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort
 from hifusion.errors import InputError, refuse_unknown
-from hifusion.readers import find_reader
 from hifusion.readers.options import ReadOptions
 from hifusion.section import read_section
-from hifusion.slide import Slide
 from hifusion.slide_prediction import SlidePlan
-from hifusion.store import Store
 
 Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 
@@ -46,9 +43,11 @@ export = exporting.export
 info = describe.info
 doctor = describe.doctor
 synthesise = synth.write_cohort
+prepare = preparing.prepare
 BenchmarkSettings = benchmarking.Settings
 benchmark = benchmarking.benchmark
 estimate = benchmarking.estimate
+reproduce = reproduction.reproduce
 
 
 def register(data: Path, moving: str, fixed: str, out: Path, *, mirror: bool = False) -> dict[str, Any]:
@@ -67,55 +66,6 @@ def register(data: Path, moving: str, fixed: str, out: Path, *, mirror: bool = F
     found = registration.register(one, other, mirror=mirror)
     picture = registration_picture.draw_registration(found, one, other, Path(out))
     return {**asdict(found), "matrix": found.matrix.tolist(), "picture": str(picture)}
-
-
-def prepare(
-    data: Path,
-    out: Path,
-    *,
-    recipe: str = "her2st_2d",
-    sections: Sequence[str] | None = None,
-    region_px: int | None = None,
-    mpp: float | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Store:
-    """Build the patch store of a raw data folder, or finish an interrupted one.
-
-    Parameters
-    ----------
-    data
-        Raw folder in a layout of ``hifusion.readers``.
-    recipe
-        The patches are of the size and scale its network takes; ``region_px`` and ``mpp`` change single values.
-    sections
-        Names; all where None.
-    force
-        Go on where positions and slide do not seem to belong together (:mod:`hifusion.guard`).
-    """
-    data, wanted = Path(data), recipes.recipe(recipe)
-    reader = find_reader(data)
-    known = reader.names(data)
-    unknown = [name for name in sections or () if name not in known]
-    if unknown:
-        raise InputError(f"{data}: has no section {', '.join(unknown)}; it has {', '.join(known)}")
-    return store.prepare(
-        _guarded(reader.read(data, sections), Path(out), force),
-        Path(out),
-        region_px=region_px or wanted.model.region_px,
-        mpp=mpp or wanted.region_mpp,
-        progress=progress,
-    )
-
-
-def _guarded(sections: Iterable[AnnData], out: Path, force: bool) -> Iterator[AnnData]:
-    """The sections, each checked against its slide; one that does not fit leaves a picture in the store's folder."""
-    for section in sections:
-        facts = section.uns["hifusion"]
-        if facts["image"]:
-            picture = out / "checks" / f"{facts['section']}.png"
-            guard.require_geometry(section, Slide(Path(facts["image"])), force=force, picture=picture)
-        yield section
 
 
 def train(

@@ -79,6 +79,59 @@ def benchmark(
     _say_failed(found.failed, out)
 
 
+@app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(help="her2st-2d, her2st-3d, stdata-2d or stdata-3d.")],
+    data: Annotated[Path, typer.Option(help="Raw data, as `hifusion download` leaves them.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder; what is finished there is not done again.")],
+    sections: Sections = None,
+    models: Annotated[
+        str | None, typer.Option(help="Names, separated by commas. Default: the paper's methods.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Default: the study's own. quick and tiny are reduced.")] = None,
+    source: Source = None,
+    overrides: Set = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the networks, separated by commas.")] = "0",
+    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Jobs at a time, each a process of its own.", min=1)] = 1,
+    test_epoch: Annotated[
+        bool,
+        typer.Option("--test-epoch", help="Each network also with its epoch selected on the test, as published."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the store and say how long the rest will take.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The paper's Table 1 from raw data: a column of published figures, ours beside. Stopped, the same command goes on.
+
+    Example: `hifusion reproduce her2st-3d --data her2st -o her2st-3d --sections C2,C3,C4,C5 --dry-run`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        found = api.reproduce(
+            study,
+            data,
+            out,
+            sections=listed(sections),
+            models=listed(models),
+            recipe=recipe,
+            source=source,
+            overrides=overrides or (),
+            seeds=numbers("--seeds", seeds),
+            processes=jobs,
+            with_test_epoch=test_epoch,
+            dry_run=dry_run,
+            progress=report,
+            say=lambda text: typer.echo(text, err=True),
+        )
+    if as_json or dry_run:
+        show(found.facts if as_json else found.estimate, as_json)
+    else:
+        typer.echo(f"{found.markdown}\n{out}/table1.md")
+    _say_failed(found.failed, out / "benchmark")
+
+
 def _say_failed(failed: dict[str, str], out: Path) -> None:
     """Exit with 3 where jobs failed, naming them."""
     if not failed:
