@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from hifusion.errors import InputError
 from hifusion.models.asign_blocks import LEVELS, Form, GraphBlock, LevelOrder, LevelTransformer, TileAttention
 from hifusion.models.inputs import (
+    PatchConfig,
     centre_patch,
     check_choice,
     check_dropout,
@@ -40,7 +41,7 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class AsignConfig:
+class AsignConfig(PatchConfig):
     """Shape of an ASIGN network, 2D or 3D.
 
     Parameters
@@ -94,11 +95,6 @@ class AsignConfig:
             raise InputError(f"heads: {self.heads} does not divide feature_dim={self.feature_dim}; use a divisor")
         if self.form == "corrected" and self.level_order == "released":
             raise InputError("level_order: 'released' mixes nodes up; use it with form='published' only")
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:

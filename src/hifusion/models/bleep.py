@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import (
+    PatchConfig,
     centre_patch,
     check_choice,
     check_dropout,
@@ -66,7 +67,7 @@ _RULES = {r"image_encoder\.": "image_encoder.model."}
 
 
 @dataclass(frozen=True)
-class BleepConfig:
+class BleepConfig(PatchConfig):
     """Shape of a BLEEP network, and how it looks up.
 
     Parameters
@@ -110,11 +111,6 @@ class BleepConfig:
         check_choice("retrieval", self.retrieval, Retrieval)
         if not self.retrieval_temperature > 0:
             raise InputError(f"retrieval_temperature: {self.retrieval_temperature} is not above 0; use one such as 1.0")
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hifusion.errors import InputError
 from hifusion.models.egn_layers import Bridge, Projector, flat_tokens
 from hifusion.models.inputs import (
+    PatchConfig,
     centre_patch,
     check_dropout,
     check_floats,
@@ -82,7 +83,7 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class EGNConfig:
+class EGNConfig(PatchConfig):
     """Shape of an EGN; the defaults are those of the released command.
 
     Parameters
@@ -141,11 +142,6 @@ class EGNConfig:
     def tokens(self) -> int:
         """Tokens T of a tile."""
         return (self.patch_px // self.token_px) ** 2
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:

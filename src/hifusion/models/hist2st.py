@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hifusion.errors import InputError
 from hifusion.models.counts import ZINB, NegativeBinomial
 from hifusion.models.inputs import (
+    PatchConfig,
     PixelScale,
     centre_patch,
     check_choice,
@@ -77,7 +78,7 @@ _COUNT_HEADS: dict[str, tuple[str, ...]] = {"zinb": ("mean", "disp", "pi"), "nb"
 
 
 @dataclass(frozen=True)
-class Hist2STConfig:
+class Hist2STConfig(PatchConfig):
     """Shape of a Hist2ST.
 
     Parameters
@@ -154,11 +155,6 @@ class Hist2STConfig:
     def width(self) -> int:
         """Channels D of a spot from the ConvMixer on."""
         return (self.patch_px // self.piece_px) ** 2 * self.channels // 8
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:

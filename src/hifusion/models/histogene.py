@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import (
+    PatchConfig,
     PixelScale,
     centre_patch,
     check_choice,
@@ -62,7 +63,7 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class HisToGeneConfig:
+class HisToGeneConfig(PatchConfig):
     """Shape of a HisToGene.
 
     Parameters
@@ -103,11 +104,6 @@ class HisToGeneConfig:
         check_whole_numbers(self, "n_genes", "patch_px", "width", "layers", "heads", "positions")
         check_dropout(self.dropout)
         check_choice("pixels", self.pixels, PixelScale)
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:

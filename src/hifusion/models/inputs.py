@@ -12,6 +12,17 @@ PixelScale = Literal["raw", "unit"]
 """What a network sees of a pixel: 0 to 255 as it is, or divided by 255."""
 
 
+class PatchConfig:
+    """A configuration of a network that takes a patch, the centre of the region."""
+
+    patch_px: int
+
+    @property
+    def region_px(self) -> int:
+        """Side of the smallest region patch the network takes."""
+        return self.patch_px
+
+
 def check_whole_numbers(config: Any, *names: str) -> None:
     """Refuse a configuration whose named fields are not whole numbers of at least 1."""
     for name in names:

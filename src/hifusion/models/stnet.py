@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hifusion.errors import InputError
-from hifusion.models.inputs import centre_patch, check_floats, check_shape, check_whole_numbers, z_scored
+from hifusion.models.inputs import PatchConfig, centre_patch, check_floats, check_shape, check_whole_numbers, z_scored
 from hifusion.models.published import AuthorsRecipe, published_names, unwrapped
 from hifusion.models.resnet import IMAGENET_MEAN, IMAGENET_STD, as_tensor, load_named
 
@@ -48,7 +48,7 @@ _SMALLEST_PX = 29  # below it the third pooling leaves nothing
 
 
 @dataclass(frozen=True)
-class STNetConfig:
+class STNetConfig(PatchConfig):
     """Shape of an ST-Net.
 
     Parameters
@@ -71,11 +71,6 @@ class STNetConfig:
         check_whole_numbers(self, "n_genes", "patch_px")
         if self.patch_px < _SMALLEST_PX:
             raise InputError(f"patch_px: {self.patch_px} is too small for DenseNet; use at least {_SMALLEST_PX}")
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:

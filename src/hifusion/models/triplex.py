@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import (
+    PatchConfig,
     centre_patch,
     check_choice,
     check_dropout,
@@ -82,7 +83,7 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class TriplexConfig:
+class TriplexConfig(PatchConfig):
     """Shape of a TRIPLEX network; the defaults are the authors' for HER2+.
 
     Parameters
@@ -145,11 +146,6 @@ class TriplexConfig:
                 )
             check_dropout(getattr(self, f"{encoder}_dropout"))
         check_choice("grid", self.grid, GridRule)
-
-    @property
-    def region_px(self) -> int:
-        """Side of the smallest region patch the network takes."""
-        return self.patch_px
 
     @property
     def memory_format(self) -> torch.memory_format:
