@@ -162,6 +162,13 @@ def test_rows_of_the_published_habit_stand_below_their_method(done):
     assert table.loc[2, "published_mse"] == 0.4851
 
 
+def test_only_what_was_asked_for_is_said_not_to_have_run(done):
+    result = json.loads((done[0] / "benchmark/metrics.json").read_text())
+    result["not_run"] = {"neighbour_section": "why", "bleep_registered": "why"}
+    notes = reproduction.comparability(studies.STUDIES["her2st-2d"], result, "panel.json", (), {})
+    assert [note for note in notes if note.startswith("Not run")] == ["Not run: `neighbour_section` (why)."]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [

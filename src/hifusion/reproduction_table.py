@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from hifusion.contest import TEST_EPOCH
+from hifusion.contest import NULLS, TEST_EPOCH
 from hifusion.reporting import cautions
 from hifusion.studies import METHODS, Figures, Study
 
@@ -120,7 +120,13 @@ def comparability(
     one = [title for name, title in networks.items() if name in result["models"] and not _several(result, name)]
     if one:
         notes.append(f"One seed, so that luck cannot be told from skill: {', '.join(one)}.")
-    return [*notes, *cautions(result), *(f"Failed: {job} ({reason})." for job, reason in failed.items())]
+    # A contest also tells of models that nobody asked for.
+    asked = {name: reason for name, reason in result["not_run"].items() if name in (*NULLS, *result["recipes"])}
+    return [
+        *notes,
+        *cautions({**result, "not_run": asked}),
+        *(f"Failed: {job} ({reason})." for job, reason in failed.items()),
+    ]
 
 
 def _several(result: dict[str, Any], model: str) -> bool:
