@@ -151,7 +151,7 @@ def test_doctor_names_versions_and_device(monkeypatch, capsys):
         (["evaluate", "--data", "{work}/store", "--protocol", "first_section", "--model", "stnett"], "is unknown; use"),
         ([*BENCHMARK, "--models", "ridge,stnett"], "model stnett is unknown; use hifusion, stnet"),
         ([*BENCHMARK, "--models", "ridge"], "panel_size=40 is not possible: 30 genes are common"),
-        ([*BENCHMARK, "--models", "ridge", "--set", "egn:lr=1"], "egn is not among the networks"),
+        ([*BENCHMARK, "--models", "ridge", "--set", "eg:lr=1"], "model 'eg' is not in"),
         ([*BENCHMARK], "store: holds patches of region_px=32"),
         (["info", "{work}/nowhere"], "no such file"),
         (["import", "{work}/run", "-o", "{out}"], "visium: needs"),

@@ -10,11 +10,10 @@ import pytest
 
 from fabricate import refused, write_her2st
 from hifusion import api, contest, protocols
-from hifusion.benchmarking import recipes_for
 from hifusion.cohort import Cohort
 from hifusion.contest import SHUFFLED, Contest, Job
 from hifusion.protocols import Fold, Protocol
-from hifusion.recipes import recipe_for
+from hifusion.recipes import recipe_for, recipes_for
 from hifusion.simple_models import SIMPLE
 
 SMALL = (

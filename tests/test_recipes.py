@@ -223,8 +223,8 @@ def test_an_override_can_be_for_one_model() -> None:
     given = ["stnet:epochs=3", "lr=0.5"]
     assert (recipe_for("stnet", "quick", overrides=given).epochs, recipe_for("egn", "quick").epochs) == (3, 20)
     assert {recipe_for(name, "quick", overrides=given).lr for name in ("stnet", "egn", "hifusion")} == {0.5}
-    with pytest.raises(InputError, match="egn is not among the networks; use stnet"):
-        recipes_for(["stnet", "ridge"], "quick", overrides=["egn:epochs=3"])
+    with pytest.raises(InputError, match="model 'stnett' is not in"):
+        recipes_for(["stnet", "ridge"], "quick", overrides=["stnett:epochs=3"])
 
 
 def test_options_of_a_loss_are_those_of_its_network() -> None:

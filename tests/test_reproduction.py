@@ -18,7 +18,7 @@ QUICKEST = {
     "sections": ["A1", "A2"],
     "models": ["histogene"],
     "recipe": "tiny",
-    "overrides": ["epochs=1", "encoder=resnet18"],
+    "overrides": ["epochs=1", "encoder=resnet18", "panel=paper", f"panel_size={GENES}"],
     "processes": 2,
 }
 
@@ -50,20 +50,10 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def panel(raw: Path) -> str:
-    """A panel of the synthetic genes, as a file of the package would be."""
-    path = raw / "panel.json"
-    expression.choose_panel(Cohort.open(raw).sections, "paper", GENES).save(path)
-    return path.read_text()
-
-
-@pytest.fixture(scope="module")
-def done(raw: Path, panel: str, tmp_path_factory: pytest.TempPathFactory):
+def done(raw: Path, tmp_path_factory: pytest.TempPathFactory):
     """A 3D reproduction on two sections; gives its folder, itself, and what was said."""
     out, said = tmp_path_factory.mktemp("out"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "panel_text", lambda file: panel)
-        found = reproduction.reproduce("her2st-3d", raw, out, say=said.append, **QUICKEST)
+    found = reproduction.reproduce("her2st-3d", raw, out, say=said.append, **QUICKEST)
     return out, found, said
 
 
@@ -99,11 +89,11 @@ def test_the_title_of_a_part_says_so_and_the_page_says_why(done):
     assert page.startswith("# Table 1, HER2+ 3D: partial, 2 of 36 sections\n")
     for said in (
         "**Not comparable with the published column:** only 2 of 36 sections; recipe tiny, not her2st_3d; "
-        "changed values (epochs=1, encoder=resnet18).",
+        "changed values (epochs=1, encoder=resnet18, panel=paper, panel_size=10); another gene panel (paper).",
         "1 of 8 folds",
         "HisToGene 1.",
         "the published one is the best of all on the tested fold",
-        "on all 36 sections of the full table, tested ones included",
+        "on the sections run here, tested ones included",
         "Same patient",
         "Not scored here: ST-Net, Hist2ST,",
         "Without an image (1): B2.",
@@ -118,27 +108,34 @@ def test_what_is_missing_is_said_first_and_the_estimate_next(done):
     assert said[2].startswith(f"0 of {found.estimate['jobs']} jobs are done; about ")
 
 
-def test_the_panel_has_one_name_wherever_it_was_run(done):
-    out = done[0]
-    assert json.loads((out / "benchmark/metrics.json").read_text())["recipe"]["panel"] == "panel.json"
-    assert str(out) not in (out / "benchmark/metrics.json").read_text()
+def test_the_panel_is_that_of_the_study_by_name(raw, monkeypatch, tmp_path):
+    """The same on every machine, so that results say it and jobs find it."""
+    asked = []
+
+    def estimate(settings, *_, **__):
+        asked.append(settings)
+        raise Stop
+
+    monkeypatch.setattr(reproduction, "estimate", estimate)
+    with pytest.raises(Stop):
+        reproduction.reproduce("her2st-3d", raw, tmp_path, **{**QUICKEST, "overrides": []})
+    assert asked[0].panel == "her2st_paper"
 
 
-def test_called_again_from_elsewhere_nothing_is_done_again(done, raw, panel, monkeypatch, tmp_path):
+def test_called_again_from_elsewhere_nothing_is_done_again(done, raw, monkeypatch, tmp_path):
     out, before, _ = done
     stamps = {path: path.stat().st_mtime_ns for path in (out / "benchmark").glob("jobs/*/*.json")}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(studies, "panel_text", lambda file: panel)
     again = reproduction.reproduce("her2st-3d", raw, out, **QUICKEST)
     assert again.estimate["done"] == again.estimate["jobs"] == len(stamps) > 5
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     pd.testing.assert_frame_equal(again.table, before.table)
-    assert Path.cwd() == tmp_path
 
 
-def test_counts_alone_use_sections_without_image_and_a_panel_of_ones_own(raw, panel, monkeypatch, tmp_path):
+def test_counts_alone_use_sections_without_image_and_a_panel_of_ones_own(raw, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    Path("genes.txt").write_text("\n".join(json.loads(panel)["genes"]))
+    genes = expression.choose_panel(Cohort.open(raw).sections, "paper", GENES).genes
+    Path("genes.txt").write_text("\n".join(genes))
     settings = {"models": ["train_mean"], "sections": ["B1", "B2"], "overrides": ["panel=genes.txt"]}
     found = reproduction.reproduce("her2st-3d", raw, Path("out"), recipe="tiny", **settings)
     assert found.title == "Table 1, HER2+ 3D: partial, 2 of 36 sections"
@@ -160,13 +157,6 @@ def test_rows_of_the_published_habit_stand_below_their_method(done):
     table = reproduction.table_of(studies.STUDIES["her2st-3d"], result)
     assert table["method"].tolist()[1:4] == ["HisToGene", "HisToGene, epoch selected on the test", "Hist2ST"]
     assert table.loc[2, "published_mse"] == 0.4851
-
-
-def test_only_what_was_asked_for_is_said_not_to_have_run(done):
-    result = json.loads((done[0] / "benchmark/metrics.json").read_text())
-    result["not_run"] = {"neighbour_section": "why", "bleep_registered": "why"}
-    notes = reproduction.comparability(studies.STUDIES["her2st-2d"], result, "panel.json", (), {})
-    assert [note for note in notes if note.startswith("Not run")] == ["Not run: `neighbour_section` (why)."]
 
 
 @pytest.mark.parametrize(
@@ -226,9 +216,8 @@ def test_every_study_names_what_there_is(name):
     assert min(its.published, key=lambda model: its.published[model].mse) == "hifusion"
 
 
-def test_the_panel_is_in_the_package_and_whole(tmp_path):
-    (tmp_path / "panel.json").write_text(studies.panel_text("her2st_paper.json"))
-    panel = expression.read_panel(tmp_path / "panel.json")  # which checks the digest
+def test_the_panel_is_in_the_package_and_whole():
+    panel = expression.packaged_panel("her2st_paper")  # which checks the digest
     assert len(panel.genes) == 250 and len(panel.sections) == 36 and panel.rule == "paper"
 
 
@@ -255,9 +244,8 @@ def test_the_31_real_images_that_are_missing_are_named_first(her2st_root):
 @pytest.mark.slow
 def test_the_rule_over_the_36_real_sections_gives_the_packages_panel(her2st_root):
     sections = Cohort.open(her2st_root).sections
-    committed = json.loads(studies.panel_text("her2st_paper.json"))
     panel = expression.choose_panel(sections, "paper", 250)
-    assert list(panel.genes) == committed["genes"]
+    assert panel.genes == expression.packaged_panel("her2st_paper").genes
     spots = {name: section.n_obs for name, section in sections.items()}
     assert sum(spots.values()) == studies.STUDIES["her2st-2d"].n_spots
     first = sum(spots[f"{patient}1"] for patient in "ABCDEFGH")

@@ -2,7 +2,8 @@
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
 instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
-`benchmark`, `plan`, `predict`, `export`, `plot`, `draw`, `register`, `label_report`, `info`, `doctor`.
+`benchmark`, `plan`, `predict`, `export`, `plot`, `draw`, `register`, `label_report`,
+`reproduce`, `info`, `doctor`.
 """
 
 from importlib import import_module

@@ -81,6 +81,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", str(Path(self.data).resolve()))
+        if self.panel and Path(self.panel).is_file():  # a job may be done from another folder
+            object.__setattr__(self, "panel", str(Path(self.panel).resolve()))
         for name in ("models", "overrides", "sections", "seeds"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))  # JSON gives lists

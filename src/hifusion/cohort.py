@@ -135,7 +135,9 @@ class Cohort:
         return name in self.image_digests
 
     def panel(self, rule: str, size: int, names: Sequence[str]) -> GenePanel:
-        """Choose a panel on the sections ``names`` (all of the cohort for ``rule="paper"``), or read it from a file."""
+        """A panel chosen on sections (all of the cohort for ``rule="paper"``), or read from a file or the package."""
+        if rule in expression.PACKAGED_PANELS:
+            return expression.packaged_panel(rule)
         known = rule in (*expression.PANEL_RULES, "paper")
         if not known and (Path(rule).suffix or Path(rule).exists()):
             return expression.read_panel(Path(rule))

@@ -168,6 +168,10 @@ class Contest:
         names, not_run = _usable_sections(cohort, models, simple)
         not_run |= _not_possible(rule, simple)
         recipes = {name: its for name, its in recipes.items() if name not in not_run}
+        asked = _asked(models, recipes, with_nulls, with_shuffled, with_test_epoch, with_registered)
+        not_run = {name: reason for name, reason in not_run.items() if name in (*asked, *models)}
+        if recipes and SHUFFLED not in asked:
+            not_run[SHUFFLED] = "switched off by the user"
         folds = rule.folds([info for info in cohort.infos if info.name in names])
 
         def alike(recipe: Recipe) -> Recipe:
@@ -180,16 +184,7 @@ class Contest:
             folds,
             base,
             {name: alike(recipe) for name, recipe in recipes.items()},
-            _jobs(
-                models,
-                recipes,
-                seeds,
-                with_test_epoch,
-                with_registered,
-                with_nulls,
-                with_shuffled,
-                not_run,
-            ),
+            [Job(name, seed) for name in asked if name not in not_run for seed in _seeds_of(name, seeds)],
             sorted(names),
             not_run,
             leak_check,
@@ -364,29 +359,24 @@ def _not_possible(rule: Protocol, simple: Mapping[str, Rival]) -> dict[str, str]
     return found
 
 
-def _jobs(
+def _asked(
     models: Sequence[str],
     recipes: Mapping[str, Recipe],
-    seeds: Sequence[int],
-    with_test_epoch: bool,
-    with_registered: bool,
     with_nulls: bool,
     with_shuffled: bool,
-    not_run: dict[str, str],
-) -> list[Job]:
+    with_test_epoch: bool,
+    with_registered: bool,
+) -> list[str]:
+    """Names of all that is to be scored: nulls first, then networks, then networks in another way."""
     networks = [name for name in dict.fromkeys(models) if name in recipes]
-    wanted = dict.fromkeys([*(SIMPLE if with_nulls else ()), *models])
+    wanted = {*models, *(SIMPLE if with_nulls else ())}
     if networks and with_nulls and with_shuffled:
-        wanted[SHUFFLED] = None
-    elif networks and SHUFFLED not in wanted:
-        not_run[SHUFFLED] = "switched off by the user"
-    first_nulls = [name for name in NULLS if name in wanted]
+        wanted.add(SHUFFLED)
     more = [f"{name}{TEST_EPOCH}" for name in networks if with_test_epoch]
     more += [f"{name}{REGISTERED}" for name in networks if with_registered and name == "hifusion"]
-    ordered = [name for name in (*first_nulls, *networks, *more) if name not in not_run]
-    # The shuffled null is trained with the first seed only: it is there to show zero, at the cost of a whole training.
-    return [Job(name, seed) for name in ordered for seed in _seeds_of(name, seeds)]
+    return [*(name for name in NULLS if name in wanted), *networks, *more]
 
 
 def _seeds_of(model: str, seeds: Sequence[int]) -> Sequence[int | None]:
+    # The shuffled null is trained with the first seed only: it is there to show zero, at the cost of a whole training.
     return [None] if model in SIMPLE else seeds[:1] if model == SHUFFLED else seeds

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,16 @@ def read_panel(path: Path) -> GenePanel:
     return GenePanel(genes, "file")
 
 
+PACKAGED_PANELS = ("her2st_paper",)
+"""Panels that come with the package, by name: the paper's rule over all 36 sections of her2st."""
+
+
+def packaged_panel(name: str) -> GenePanel:
+    """Read one of :data:`PACKAGED_PANELS`."""
+    with resources.as_file(resources.files("hifusion") / "panels" / f"{name}.json") as path:
+        return GenePanel.load(path)
+
+
 def common_genes(sections: Mapping[str, AnnData]) -> list[str]:
     """Genes measured in every section, in the order of the first section."""
     everywhere = set.intersection(*(set(section.var_names) for section in sections.values()))
@@ -111,7 +122,8 @@ def choose_panel(sections: Mapping[str, AnnData], rule: str = "top_mean", size: 
     """
     allowed = (*PANEL_RULES, "paper")
     if rule not in allowed:
-        raise InputError(f"panel={rule!r} is not a rule; use one of {', '.join(allowed)} or the path of a gene list")
+        known = ", ".join((*allowed, *PACKAGED_PANELS))
+        raise InputError(f"panel={rule!r} is not a rule; use one of {known} or the path of a gene list")
     if not sections:
         raise InputError("a gene panel needs at least one section to choose from; none was given")
     genes = common_genes(sections)

@@ -350,14 +350,14 @@ def recipes_for(
     Raises
     ------
     InputError
-        As for :func:`recipe_for`, or a change for a model that is not among them.
+        As for :func:`recipe_for`, or a change for a model there is not.
     """
-    networks = [name for name in models if name in ("hifusion", *RIVALS)]
+    known = ("hifusion", *RIVALS)
     for override in overrides:
         name, colon, _ = override.partition("=")[0].rpartition(":")
-        if colon and name not in networks:
-            raise InputError(f"--set {override}: {name} is not among the networks; use {', '.join(networks) or 'one'}")
-    return {name: recipe_for(name, preset, source, overrides) for name in networks}
+        if colon:
+            refuse_unknown("model", [name], known, f"the models that --set {override} can be for")
+    return {name: recipe_for(name, preset, source, overrides) for name in models if name in known}
 
 
 def _is_for(model: str, override: str) -> bool:

@@ -79,8 +79,9 @@ def cautions(result: dict[str, Any]) -> list[str]:
             "**Same patient:** tested sections are of patients that were trained on. "
             "This says nothing about a new patient."
         )
-    if result["recipe"]["panel"] == "paper":
-        found.append("**Panel:** chosen on all sections, tested ones included, as in the paper (`panel=paper`).")
+    if any(fold["panel_rule"] == "paper" for fold in result["folds"]):
+        panel = result["recipe"]["panel"]
+        found.append(f"**Panel:** chosen on all sections, tested ones included, as in the paper (`panel={panel}`).")
     if not result["leak_check"]:
         found.append("**The leak check was switched off.**")
     if result["left_out"]:

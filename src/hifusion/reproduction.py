@@ -3,12 +3,10 @@
 ::
 
     store/                  region patches at the recipe's scale
-    panel.json              the gene panel, where the package brings one
     benchmark/              as hifusion.benchmarking leaves it
     table1.csv, table1.md   published, ours, difference; and how far the two can be compared
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +24,6 @@ from hifusion.simple_models import simple_models
 from hifusion.studies import METHODS, STUDIES, Study
 
 __all__ = ["STUDIES", "Reproduction", "reproduce"]
-
-_PANEL = "panel.json"
-_PATHS = ("encoder", "panel")  # keys of a recipe that may name a file
 
 
 @dataclass(frozen=True)
@@ -94,9 +89,6 @@ def reproduce(
 ) -> Reproduction:
     """A column of the paper's Table 1 from raw data, as far as data and settings go. Stopped, the same call goes on.
 
-    While it works, ``out`` is the process's working folder, so that the panel has one name on every machine: other
-    threads must not rely on relative paths meanwhile.
-
     Parameters
     ----------
     study
@@ -124,7 +116,7 @@ def reproduce(
     """
     its, data, out = studies.study(study), Path(data).resolve(), Path(out).resolve()
     models, preset = tuple(models or its.published), recipe or its.recipe
-    overrides = tuple(map(_anchored, overrides))
+    overrides = tuple(overrides)
     base = recipes.recipe_for("hifusion", preset, source, overrides)
     found = _survey(study, its, data, sections, models, base.encoder)
     title = _title(its, found)
@@ -140,10 +132,6 @@ def reproduce(
         progress=progress,
     )
     own_panel = any(override.partition("=")[0].strip() in ("panel", "hifusion:panel") for override in overrides)
-    panel = "paper"
-    if its.panel:
-        panel = _PANEL
-        files.write_text(out / _PANEL, studies.panel_text(its.panel))
     settings = Settings(
         data=str(out / "store"),
         protocol=its.protocol,
@@ -151,22 +139,21 @@ def reproduce(
         recipe=preset,
         source=source,
         overrides=overrides,
-        panel=None if own_panel else panel,
+        panel=None if own_panel else its.panel,
         sections=tuple(found.used),
         seeds=tuple(seeds),
         with_test_epoch=with_test_epoch,
     )
     if say:
         say("estimating how long the rest takes, from a few steps of each network")
-    with contextlib.chdir(out):
-        expected = estimate(settings, out / "benchmark", processes=processes)
-        if say:
-            say(_spelt(expected, processes))
-        if dry_run:
-            return Reproduction(title, found.notes, expected, pd.DataFrame(), {})
-        outcome = benchmark(settings, out / "benchmark", processes=processes, progress=progress)
+    expected = estimate(settings, out / "benchmark", processes=processes)
+    if say:
+        say(_spelt(expected, processes))
+    if dry_run:
+        return Reproduction(title, found.notes, expected, pd.DataFrame(), {})
+    outcome = benchmark(settings, out / "benchmark", processes=processes, progress=progress)
     result = outcome.scores.result
-    notes = [*comparability(its, result, panel, overrides, outcome.failed), *found.notes]
+    notes = [*comparability(its, result, its.panel, overrides, outcome.failed), *found.notes]
     done = Reproduction(title, notes, expected, table_of(its, result), outcome.failed)
     files.write_text(out / "table1.csv", done.table.to_csv(index=False))
     files.write_text(out / "table1.md", done.markdown)
@@ -224,14 +211,6 @@ def _other_firsts(its: Study, full: Sequence[str], folds: Sequence[Fold]) -> lis
     first = {its.layout.patient(section): section for section in reversed(full)}
     others = {fold.train[0]: first[its.layout.patient(fold.train[0])] for fold in folds}
     return [f"Trained on {ours}, not on {theirs} as published." for ours, theirs in others.items() if ours != theirs]
-
-
-def _anchored(override: str) -> str:
-    """A file named in an override by its absolute path: jobs do not run in the caller's working folder."""
-    key, equals, value = override.partition("=")
-    before, at, file = value.strip().rpartition("@")  # timm:NAME@FILE
-    is_file = key.rpartition(":")[2].strip() in _PATHS and file and Path(file).exists()
-    return f"{key}{equals}{before}{at}{Path(file).resolve()}" if is_file else override
 
 
 def _spelt(expected: dict[str, Any], processes: int) -> str:

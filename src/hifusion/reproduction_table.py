@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from hifusion.contest import NULLS, TEST_EPOCH
+from hifusion.contest import TEST_EPOCH
 from hifusion.reporting import cautions
 from hifusion.studies import METHODS, Figures, Study
 
@@ -120,11 +120,9 @@ def comparability(
     one = [title for name, title in networks.items() if name in result["models"] and not _several(result, name)]
     if one:
         notes.append(f"One seed, so that luck cannot be told from skill: {', '.join(one)}.")
-    # A contest also tells of models that nobody asked for.
-    asked = {name: reason for name, reason in result["not_run"].items() if name in (*NULLS, *result["recipes"])}
     return [
         *notes,
-        *cautions({**result, "not_run": asked}),
+        *cautions(result),
         *(f"Failed: {job} ({reason})." for job, reason in failed.items()),
     ]
 
@@ -135,13 +133,13 @@ def _several(result: dict[str, Any], model: str) -> bool:
 
 def _panel_note(its: Study, result: dict[str, Any], panel: str) -> str:
     fold, ours = result["folds"][0], result["recipe"]["panel"] != panel
-    if its.panel and not ours:
+    if its.panel != "paper" and not ours:
         chosen = f"by the paper's rule on all {its.n_sections} sections of the full table, tested ones included"
     elif fold["panel_rule"] == "paper":
         chosen = "by the paper's rule on the sections run here, tested ones included"
     else:
         chosen = f"by the rule {fold['panel_rule']}"
-    unknown = "" if its.panel else "; the published panel is not at hand"
+    unknown = "" if its.panel != "paper" else "; the published panel is not at hand"
     return f"Panel: {fold['n_genes']} genes (digest {fold['panel_digest']}), chosen {chosen}{unknown}."
 
 

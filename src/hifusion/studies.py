@@ -5,7 +5,6 @@ Source: HiFusion, arXiv 2511.12969. Its PCC is ``pcc_per_spot`` here: across gen
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -95,7 +94,7 @@ class Study:
     sections
         Names that the folder has -> names of the full table.
     panel
-        File in the package's ``panels``; None: the paper's rule over the sections that are run.
+        Name of a panel of the package, or "paper": the paper's rule over the sections that are run.
     n_sections, n_folds, n_spots
         Of the full table; ``n_spots`` are those tested, None where they were never counted here.
     published
@@ -108,7 +107,7 @@ class Study:
     recipe: str
     needs: str
     sections: Callable[[Sequence[str]], list[str]]
-    panel: str | None
+    panel: str
     n_sections: int
     n_folds: int
     n_spots: int | None
@@ -130,7 +129,7 @@ STUDIES: dict[str, Study] = {
         recipe="her2st_2d",
         needs="patients of two of the folds A+E, B+F, C+G, D+H",
         sections=_all_of_her2st,
-        panel="her2st_paper.json",
+        panel="her2st_paper",
         n_sections=36,
         n_folds=4,
         n_spots=13620,
@@ -151,7 +150,7 @@ STUDIES: dict[str, Study] = {
         recipe="her2st_3d",
         needs=_TWO_SECTIONS,
         sections=_all_of_her2st,
-        panel="her2st_paper.json",
+        panel="her2st_paper",
         n_sections=36,
         n_folds=8,
         n_spots=10165,
@@ -173,7 +172,7 @@ STUDIES: dict[str, Study] = {
         recipe="stdata_2d",
         needs="two patients",
         sections=_first_three,
-        panel=None,
+        panel="paper",
         n_sections=68,
         n_folds=4,
         n_spots=None,
@@ -194,7 +193,7 @@ STUDIES: dict[str, Study] = {
         recipe="stdata_3d",
         needs=_TWO_SECTIONS,
         sections=_first_three,
-        panel=None,
+        panel="paper",
         n_sections=68,
         n_folds=23,
         n_spots=None,
@@ -217,8 +216,3 @@ def study(name: str) -> Study:
     if name not in STUDIES:
         raise InputError(f"study {name!r} is unknown; use one of {', '.join(STUDIES)}")
     return STUDIES[name]
-
-
-def panel_text(file: str) -> str:
-    """What a gene panel of the package holds, as ``hifusion.expression.GenePanel.save`` writes it."""
-    return (package_files("hifusion") / "panels" / file).read_text(encoding="utf-8")
