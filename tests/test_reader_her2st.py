@@ -344,8 +344,14 @@ LABELLED = {"A1": 346, "B1": 295, "C1": 176, "D1": 306, "E1": 587, "F1": 691, "G
 
 
 @pytest.mark.real
-def test_real_labels_of_eight_sections_are_all_joined(her2st_root):
-    found = {name: _read(her2st_root, name).obs["label"] for name in LABELLED}
-    assert {name: int(labels.notna().sum()) for name, labels in found.items()} == LABELLED
-    assert (found["E1"] == "immune infiltrate").sum() == 177
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("A1", "G2") else pytest.mark.slow) for name in LABELLED]
+)
+def test_real_labels_are_all_joined(her2st_root, name):
+    """G2 has rows without x and y, A1 spots without counts; the other six are read among the slow tests."""
+    assert int(_read(her2st_root, name).obs["label"].notna().sum()) == LABELLED[name]
+
+
+@pytest.mark.real
+def test_a_real_section_nobody_labelled_has_no_column(her2st_root):
     assert "label" not in _read(her2st_root, "B4").obs

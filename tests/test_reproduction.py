@@ -132,6 +132,7 @@ def test_called_again_from_elsewhere_nothing_is_done_again(done, raw, monkeypatc
     pd.testing.assert_frame_equal(again.table, before.table)
 
 
+@pytest.mark.slow
 def test_counts_alone_use_sections_without_image_and_a_panel_of_ones_own(raw, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     genes = expression.choose_panel(Cohort.open(raw).sections, "paper", GENES).genes
