@@ -83,6 +83,13 @@ def test_panel_is_chosen_among_genes_of_all_sections():
         choose_panel(sections, "top_mean", 3)
 
 
+def test_genes_must_have_a_name_in_the_sections_to_be_predicted_and_nothing_else_of_these_counts():
+    trained = {"one": _constant("one", 3, A=5, B=4, C=3)}
+    tested = [_constant("two", 3, B=1, C=100)]
+    assert choose_panel(trained, "top_mean", 2, tested).genes == ("B", "C")
+    assert choose_panel(trained, "top_mean", 2).genes == ("A", "B")
+
+
 @pytest.mark.parametrize("rule", ["top_mean", "highly_variable", "moran"])
 def test_ties_go_by_gene_name(rule):
     values = np.arange(12)

@@ -134,15 +134,21 @@ class Cohort:
         """Whether the store holds region patches of this section."""
         return name in self.image_digests
 
-    def panel(self, rule: str, size: int, names: Sequence[str]) -> GenePanel:
-        """A panel chosen on sections (all of the cohort for ``rule="paper"``), or read from a file or the package."""
+    def panel(self, rule: str, size: int, names: Sequence[str], tested: Sequence[str] = ()) -> GenePanel:
+        """A panel chosen on sections (all of the cohort for ``rule="paper"``), or read from a file or the package.
+
+        Parameters
+        ----------
+        tested
+            Sections that must name the panel's genes, see :func:`hifusion.expression.choose_panel`.
+        """
         if rule in expression.PACKAGED_PANELS:
             return expression.packaged_panel(rule)
         known = rule in (*expression.PANEL_RULES, "paper")
         if not known and (Path(rule).suffix or Path(rule).exists()):
             return expression.read_panel(Path(rule))
         chosen = self.sections if rule == "paper" else {name: self.sections[name] for name in names}
-        return expression.choose_panel(chosen, rule, size)
+        return expression.choose_panel(chosen, rule, size, [self.sections[name] for name in tested])
 
     def view(self, name: str, panel: GenePanel, normalisation: str) -> SectionView:
         """One section through a panel and a normalisation."""

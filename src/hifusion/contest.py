@@ -208,7 +208,8 @@ class Contest:
     def panel_of(self, fold: Fold) -> GenePanel:
         """The genes of a fold, chosen on training and validation sections unless the recipe says otherwise."""
         if fold.name not in self._panels:
-            self._panels[fold.name] = self.cohort.panel(self.base.panel, self.base.panel_size, fold.outside_test)
+            rule, size = self.base.panel, self.base.panel_size
+            self._panels[fold.name] = self.cohort.panel(rule, size, fold.outside_test, fold.test)
         return self._panels[fold.name]
 
     def data_of(self, fold: Fold) -> FoldData:

@@ -1,6 +1,6 @@
 """Gene panels and named normalisations: what a model is asked to predict, in which unit."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -100,7 +100,9 @@ def common_genes(sections: Mapping[str, AnnData]) -> list[str]:
     return [gene for gene in next(iter(sections.values())).var_names if gene in everywhere]
 
 
-def choose_panel(sections: Mapping[str, AnnData], rule: str = "top_mean", size: int = 250) -> GenePanel:
+def choose_panel(
+    sections: Mapping[str, AnnData], rule: str = "top_mean", size: int = 250, named_in: Iterable[AnnData] = ()
+) -> GenePanel:
     """Choose the ``size`` genes that score highest by ``rule``, among genes common to all ``sections``.
 
     Every rule scores genes section by section and averages the scores, so that a large section counts no more than a
@@ -114,6 +116,8 @@ def choose_panel(sections: Mapping[str, AnnData], rule: str = "top_mean", size: 
         ``"top_mean"`` (the paper: mean raw count), ``"highly_variable"`` (log-variance of the counts above a quadratic
         in their log-mean), ``"moran"`` (Moran's I of ``log1p_cpm`` on the lattice), or ``"paper"``, which is
         ``top_mean`` under the name that tells that test sections were among ``sections``.
+    named_in
+        Sections to be predicted, which must name the genes too; nothing but the names of their genes is looked at.
 
     Raises
     ------
@@ -126,7 +130,8 @@ def choose_panel(sections: Mapping[str, AnnData], rule: str = "top_mean", size: 
         raise InputError(f"panel={rule!r} is not a rule; use one of {known} or the path of a gene list")
     if not sections:
         raise InputError("a gene panel needs at least one section to choose from; none was given")
-    genes = common_genes(sections)
+    named = [set(section.var_names) for section in named_in]
+    genes = [gene for gene in common_genes(sections) if all(gene in names for names in named)]
     if size < 1 or size > len(genes):
         raise InputError(f"panel_size={size} is not possible: {len(genes)} genes are common to all sections")
     score = PANEL_RULES["top_mean" if rule == "paper" else rule]
