@@ -66,7 +66,7 @@ def result_of(genes: pd.DataFrame, sections: pd.DataFrame) -> dict[str, Any]:
         "protocol": {"name": "leave_one_patient_out", "same_patient": False, "meaning": "each patient in turn"},
         "leak_check": True,
         "left_out": [],
-        "folds": [{"name": fold} for fold in genes["fold"].unique()],
+        "folds": [{"name": fold, "panel_rule": "top_mean"} for fold in genes["fold"].unique()],
         "recipe": {"normalisation": "log_share", "panel": "top_mean"},
         "models": models,
         "not_run": {},
