@@ -183,11 +183,11 @@ def test_the_shuffled_null_looks_up_what_it_was_trained_on(cohort, tmp_path, mon
     its = plan(cohort)
     fold, given = its.folds[0], []
 
-    def predict(run: Any, view: Any, trained: Any, progress: Any) -> np.ndarray:
-        given.append(trained)
+    def predict(network: Any, surroundings: Any, view: Any, *_: Any) -> np.ndarray:
+        given.append(surroundings.train)
         return np.zeros_like(view.expression)
 
-    monkeypatch.setattr(contest, "predict_view", predict)
+    monkeypatch.setattr(contest, "predict_all", predict)
     for job in (Job(SHUFFLED, 0), Job("histogene", 0)):
         its.run(job, fold, tmp_path)
     measured = its.data_of(fold).fitted_on[0].expression

@@ -16,12 +16,10 @@ from hifusion.encoders import Encoder
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.prediction import predict_section, predict_view
-from hifusion.recipes import RIVALS, recipe_for
+from hifusion.recipes import NETWORKS, recipe_for
 from hifusion.store import Store
 from hifusion.training import fit, shuffled, split
 from test_training import Stopped, assert_same_run, read_log
-
-NETWORKS = ("hifusion", *RIVALS)
 
 
 class Study(NamedTuple):

@@ -66,7 +66,7 @@ class Settings:
 
     data: str
     protocol: str
-    models: tuple[str, ...] = ("hifusion", *recipes.RIVALS)
+    models: tuple[str, ...] = recipes.NETWORKS
     recipe: str = "quick"
     source: str | None = None
     overrides: tuple[str, ...] = ()

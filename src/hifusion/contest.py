@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from hifusion import files
 from hifusion.baselines import Predict
-from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.configuration import Recipe
 from hifusion.costs import network_costs, peak_memory_mib
@@ -21,9 +20,9 @@ from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.inference import best_device, forward_batches
 from hifusion.neighbour_section import fit_neighbour_section, predict_left_out
-from hifusion.prediction import predict_view
+from hifusion.prediction import predict_all
 from hifusion.protocols import Fold, Protocol, check_leak, protocol
-from hifusion.recipes import RIVALS
+from hifusion.recipes import NETWORKS
 from hifusion.simple_models import SIMPLE, Rival, simple_models
 from hifusion.surroundings import Spots, Surroundings
 from hifusion.training import check_patches, fit, shuffled, split
@@ -41,9 +40,8 @@ ENDINGS = {
 SAME_PATIENT = ("neighbour_section", "asign3d")
 """Models that carry the expression of a measured section over to another one of the same patient."""
 
-
 NULLS = (*SIMPLE, SHUFFLED)
-CONTENDERS = ("hifusion", *RIVALS, *NULLS)
+CONTENDERS = (*NETWORKS, *NULLS)
 
 
 class Job(NamedTuple):
@@ -288,15 +286,16 @@ class Contest:
         if job.model == SHUFFLED:  # what networks look up of training spots is what they were trained on
             train, validation = shuffled(train, seed), shuffled(validation, seed)
         trained, held_out = split(recipe, train, validation, seed)
+        network, surroundings = run.network(best_device()), Surroundings(run.sized_recipe, trained)
         seconds = run.facts["train_seconds"]
         costs = {
-            **_forward_costs(run, Surroundings(run.sized_recipe, trained), its.tested[0]),
+            **_forward_costs(network, surroundings, its.tested[0]),
             "train_seconds": seconds,
             "train_spots_per_s": run.facts["train_spots"] * recipe.epochs / seconds,
         }
 
         def predict(view: SectionView) -> np.ndarray:
-            return predict_view(run, view, trained, progress)
+            return predict_all(network, surroundings, view, run.facts["precision"], progress)
 
         return _registered(predict, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else predict, costs
 
@@ -320,15 +319,12 @@ def _registered(network: Predict, fitted_on: Sequence[SectionView], held_out: Se
     return predict
 
 
-def _forward_costs(run: Run, surroundings: Surroundings, view: SectionView) -> dict[str, float]:
+def _forward_costs(network: nn.Module, surroundings: Surroundings, view: SectionView) -> dict[str, float]:
     """Parameters and operations of a network, by one forward pass over a few spots or a whole section."""
-    network = run.network(best_device())
-    region, inputs, _ = next(surroundings.batches(view, np.arange(min(len(view.centres_px), 8))))
-
-    def forward() -> None:
-        deque(forward_batches(network, [(region, inputs)], precision="32-true"), maxlen=0)
-
-    return network_costs(forward, network, len(region))
+    region, inputs = surroundings.sample(view)
+    return network_costs(
+        lambda: next(forward_batches(network, [(region, inputs)], precision="32-true")), network, len(region)
+    )
 
 
 def _usable_sections(

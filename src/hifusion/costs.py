@@ -59,6 +59,11 @@ def peak_memory_mib() -> float:
     """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / _MIB
+    return host_peak_mib()
+
+
+def host_peak_mib() -> float:
+    """The most memory of the machine that this process has held so far, MiB; NaN on Windows, which does not tell."""
     if sys.platform == "win32":
         return float("nan")
     import resource  # not there on Windows

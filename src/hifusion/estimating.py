@@ -1,9 +1,7 @@
 """How long a benchmark will take: a few real steps of each network, multiplied up."""
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -44,7 +42,7 @@ def job_seconds(contest: Contest, job: Job, fold: Fold) -> float:
     network = network.to(device=best_device(), memory_format=network.config.memory_format)
     train_s, predict_s = _probe(network, surroundings, its.tested[0])
     for view, rows in (*trained, *tested):
-        deque(islice(surroundings.batches(view, rows), 1), maxlen=0)  # asks for what the whole section needs
+        next(surroundings.batches(view, rows))  # asks for what the whole section needs
     windows_s = surroundings.windows * _window_s(surroundings) if surroundings.windows else 0.0
     return recipe.epochs * (_n(trained) * train_s + _n(held_out) * predict_s) + _n(tested) * predict_s + windows_s
 
@@ -68,10 +66,10 @@ def _probe(network: Any, surroundings: Surroundings, view: SectionView) -> tuple
         train_s = (time.perf_counter() - started) / len(batch.target)
     if hasattr(network, "set_bank"):
         network.set_bank(batch.target)
-    region, inputs, _ = next(surroundings.batches(view, np.arange(min(len(view.centres_px), 8))))
+    region, inputs = surroundings.sample(view)
     for _ in range(2):
         started = time.perf_counter()
-        list(forward_batches(network, [(region, inputs)], precision=precision))
+        next(forward_batches(network, [(region, inputs)], precision=precision))
         predict_s = (time.perf_counter() - started) / len(region)
     return train_s, predict_s * (8 if surroundings.recipe.average_symmetries else 1)
 

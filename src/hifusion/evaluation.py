@@ -22,12 +22,12 @@ from hifusion.contest import (
     Job,
     Predicted,
     Progress,
-    simple_models,
 )
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts
 from hifusion.protocols import Fold
 from hifusion.section import predicted_section, write_section
+from hifusion.simple_models import simple_models
 
 FORMAT = 2
 

@@ -53,7 +53,7 @@ def fit_neighbour_section(train: Sequence[SectionView]) -> Callable[[SectionView
         if not sources:
             return np.tile(mean.astype(np.float32), (len(view.centres_px), 1))
         if view.patient not in chosen:
-            chosen[view.patient] = _choose(sources)
+            chosen[view.patient] = _choose(_left_out(sources), len(view.genes))
         bandwidth_um, share = chosen[view.patient]
         own_mean = mean_profile(sources)
         around = _around(_laid_on(sources, view), _expression(sources), positions_um(view), [bandwidth_um])[0]
@@ -67,18 +67,16 @@ def predict_left_out(train: Sequence[SectionView]) -> list[np.ndarray]:
 
     A section is predicted from the others of its patient, a patient's only section block by block from its other spots.
     """
-    found = []
-    for view in train:
-        sources = [one for one in train if one.patient == view.patient]
-        bandwidth_um, share = _choose(sources)
-        predicted = np.zeros(view.expression.shape)
+    found = {view.name: np.zeros(view.expression.shape, dtype=np.float32) for view in train}
+    for patient in dict.fromkeys(view.patient for view in train):
+        sources = [view for view in train if view.patient == patient]
         parts = _left_out(sources)
-        for part in (parts[[one is view for one in sources].index(True)],) if len(sources) > 1 else parts:
+        bandwidth_um, share = _choose(parts, len(sources[0].genes))
+        for part in parts:
             mean = part.expression.mean(axis=0)
             around = _around(part.positions_um, part.expression, part.spots_um, [bandwidth_um])[0]
-            predicted[part.rows] = mean + share * (around - mean)
-        found.append(predicted.astype(np.float32))
-    return found
+            found[part.name][part.rows] = mean + share * (around - mean)
+    return [found[view.name] for view in train]
 
 
 def _expression(views: Sequence[SectionView]) -> np.ndarray:
@@ -115,10 +113,10 @@ def _around(
     return means
 
 
-def _choose(sources: Sequence[SectionView]) -> tuple[float, np.ndarray]:
+def _choose(parts: Sequence["_Part"], n_genes: int) -> tuple[float, np.ndarray]:
     """The bandwidth in um, and each gene's share ``(G,)``, that predict left-out training spots of a patient best."""
-    along, length, energy = (np.zeros((len(BANDWIDTHS_UM), sources[0].expression.shape[1])) for _ in range(3))
-    for part in _left_out(sources):
+    along, length, energy = (np.zeros((len(BANDWIDTHS_UM), n_genes)) for _ in range(3))
+    for part in parts:
         mean = part.expression.mean(axis=0)
         for row, around in enumerate(_around(part.positions_um, part.expression, part.spots_um, BANDWIDTHS_UM)):
             along[row] += ((part.target - mean) * (around - mean)).sum(axis=0)
@@ -134,12 +132,13 @@ def _choose(sources: Sequence[SectionView]) -> tuple[float, np.ndarray]:
 class _Part(NamedTuple):
     """Spots that are left out of a patient's training spots, and the others."""
 
+    name: str
+    """Of the section of the left-out spots."""
     positions_um: np.ndarray
     expression: np.ndarray
     spots_um: np.ndarray
     target: np.ndarray
     rows: np.ndarray
-    """Of the left-out spots in their section."""
 
 
 def _left_out(sources: Sequence[SectionView]) -> list[_Part]:
@@ -147,6 +146,7 @@ def _left_out(sources: Sequence[SectionView]) -> list[_Part]:
     if len(sources) > 1:
         return [
             _Part(
+                view.name,
                 _laid_on(others, view),
                 _expression(others),
                 positions_um(view),
@@ -162,7 +162,7 @@ def _left_out(sources: Sequence[SectionView]) -> list[_Part]:
     _, blocks = np.unique(cell, axis=0, return_inverse=True)
     parts = [blocks.ravel() == block for block in range(blocks.max() + 1)]
     return [
-        _Part(spots[~part], expression[~part], spots[part], expression[part], np.flatnonzero(part))
+        _Part(view.name, spots[~part], expression[~part], spots[part], expression[part], np.flatnonzero(part))
         for part in parts
         if not part.all()
     ]

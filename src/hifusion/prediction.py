@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import KDTree
+from torch import nn
 
 from hifusion import files
 from hifusion.checkpoint import Run
@@ -43,6 +44,14 @@ def predict_view(
     InputError
         The network looks at training spots, and none are given.
     """
+    surroundings, network = Surroundings(run.sized_recipe, trained), run.network(best_device())
+    return predict_all(network, surroundings, view, run.facts["precision"], progress)
+
+
+def predict_all(
+    network: nn.Module, surroundings: Surroundings, view: SectionView, precision: str, progress: Progress | None = None
+) -> np.ndarray:
+    """Expression of every spot of a section by an opened network, as :func:`predict_view` by a run."""
     rows, done = np.arange(len(view.centres_px)), 0
 
     def report(batch: int) -> None:
@@ -51,8 +60,7 @@ def predict_view(
         if progress:
             progress(f"predict {view.name}", done, len(rows))
 
-    surroundings, network = Surroundings(run.sized_recipe, trained), run.network(best_device())
-    return predict_spots(network, surroundings, view, rows, run.facts["precision"], report).expression
+    return predict_spots(network, surroundings, view, rows, precision, report).expression
 
 
 def predict_section(

@@ -175,6 +175,9 @@ _AUTHORS = [
 RIVALS = tuple(recipe.name for recipe in _AUTHORS)
 """Names under which rivals are trained; the authors' recipes have these names."""
 
+NETWORKS = ("hifusion", *RIVALS)
+"""All that has a recipe in every preset."""
+
 
 def _reduced(preset: Recipe, size: dict[str, Any]) -> list[Recipe]:
     """The rivals at a preset's resolution and with its optimiser and start: smaller networks, fewer epochs.
@@ -334,7 +337,7 @@ def recipe_for(model: str, preset: str, source: str | None = None, overrides: Se
     InputError
         As for :func:`recipe`, or an unknown model.
     """
-    refuse_unknown("model", [model], ("hifusion", *RIVALS), "the models with a recipe")
+    refuse_unknown("model", [model], NETWORKS, "the models with a recipe")
     own = [override.removeprefix(f"{model}:") for override in overrides if _is_for(model, override)]
     if model == "hifusion":
         return recipe(preset, source, own)
@@ -352,12 +355,11 @@ def recipes_for(
     InputError
         As for :func:`recipe_for`, or a change for a model there is not.
     """
-    known = ("hifusion", *RIVALS)
     for override in overrides:
         name, colon, _ = override.partition("=")[0].rpartition(":")
         if colon:
-            refuse_unknown("model", [name], known, f"the models that --set {override} can be for")
-    return {name: recipe_for(name, preset, source, overrides) for name in models if name in known}
+            refuse_unknown("model", [name], NETWORKS, f"the models that --set {override} can be for")
+    return {name: recipe_for(name, preset, source, overrides) for name in models if name in NETWORKS}
 
 
 def _is_for(model: str, override: str) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from hifusion import files, preparing, recipes, studies
 from hifusion.benchmarking import Progress, Settings, benchmark, estimate
-from hifusion.contest import NULLS
+from hifusion.contest import CONTENDERS
 from hifusion.errors import InputError, refuse_unknown
 from hifusion.protocols import Fold, SectionInfo, protocol
 from hifusion.reproduction_table import comparability, table_of, to_markdown
@@ -175,7 +175,7 @@ def _survey(
     known = layout.reader.names(data)
     full = its.sections(known)
     refuse_unknown("section", sections or (), full, f"the full table of {name}")
-    refuse_unknown("model", models, ("hifusion", *recipes.RIVALS, *NULLS), "the models there are")
+    refuse_unknown("model", models, CONTENDERS, "the models there are")
     simple = simple_models(encoder)
     with_images = any(model not in simple or simple[model].baseline.needs_images for model in models)
     missing = [section for section in full if section not in known]

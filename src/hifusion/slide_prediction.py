@@ -11,7 +11,6 @@
     novelty.png      where the prediction should not be trusted
 """
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from anndata import AnnData
 
 from hifusion import files, overlays
 from hifusion.checkpoint import Run
+from hifusion.costs import host_peak_mib
 from hifusion.errors import InputError
 from hifusion.lattice import lattice_section
 from hifusion.prediction import patch_shrink, predict_section, spot_outputs
@@ -136,7 +136,7 @@ def plan_slide(
         "spots_per_s": round(rate, 2),
         "minutes": round(section.n_obs / rate / 60, 1),
         # The table stands in memory three times while the file is built.
-        "memory_gib": round(_peak_gib() + 3 * 4 * section.n_obs * genes / 2**30, 1),
+        "memory_gib": round(np.nan_to_num(host_peak_mib()) / 1024 + 3 * 4 * section.n_obs * genes / 2**30, 1),
         "disk_mib": round(2 * 4 * section.n_obs * genes / 2**20 + 2, 1),
     }
     return SlidePlan(slide, tissue, section, patch_um if stride_um is not None else None, facts)
@@ -196,13 +196,3 @@ def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, work
         started = time.perf_counter()
     warm = 1 if len(spots) > 1 else 0  # the first batch warms up
     return sum(spots[warm:]) / sum(seconds[warm:])
-
-
-def _peak_gib() -> float:
-    """Largest memory this process has held so far."""
-    if sys.platform == "win32":  # has no such account
-        return 0.0
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30

@@ -64,13 +64,13 @@ class Surroundings:
     def __init__(self, recipe: Recipe, train: Sequence[Spots]):
         self.recipe, self.config = recipe, recipe.model
         self.train = list(train)
-        module: Any = MODELS[recipe.network].module
         if MODELS[recipe.network].looks_at_training and not train:
             raise InputError(
                 f"{recipe.network} predicts from the measured training spots, which a run folder does not hold; "
                 "score it with `hifusion evaluate` or `hifusion benchmark`, or predict with another network"
             )
-        self.needs: tuple[str, ...] = module.needs
+        module: Any = MODELS[recipe.network].module
+        self.needs = MODELS[recipe.network].needs
         self.whole_section: bool = module.whole_section
         self.whole_patient: bool = getattr(module, "whole_patient", False)
         self._kept: dict[tuple[str, ...], dict[str, Tensor]] = {}
@@ -112,6 +112,11 @@ class Surroundings:
         for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
             region = data.read_regions(view, chunk, self.config.region_px)
             yield region, self.inputs(view, chunk), np.arange(len(chunk))
+
+    def sample(self, view: SectionView) -> tuple[Tensor, dict[str, Tensor]]:
+        """Regions and inputs of a few spots, or of the whole section: one forward pass to count or to time."""
+        region, inputs, _ = next(self.batches(view, np.arange(min(len(view.centres_px), 8))))
+        return region, inputs
 
     def inputs(self, view: SectionView, rows: np.ndarray) -> dict[str, Tensor]:
         """Keyword arguments of the forward pass over some spots of one section."""

@@ -4,16 +4,15 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from hifusion import checkpoint, data, files
 from hifusion.checkpoint import Run
@@ -156,7 +155,7 @@ def fit(
     surroundings = Surroundings(sized, trained)
     network: Any = MODELS[recipe.network].module(sized.model)
     train_mean = mean_profile(train)
-    _start(network, sized, trained, train_mean)
+    _start(network, surroundings, train_mean)
     network = network.to(memory_format=network.config.memory_format)
     optimiser = OPTIMISERS[recipe.optimiser](network.parameters(), recipe)
     model, optimiser = fabric.setup(network, optimiser)
@@ -252,11 +251,12 @@ def _dealt(view: SectionView, order: np.ndarray) -> SectionView:
     return dataclasses.replace(view, expression=view.expression[order], counts=counts, total_counts=total)
 
 
-def _start(network: Any, recipe: Recipe, trained: Sequence[Spots], train_mean: np.ndarray) -> None:
+def _start(network: Any, surroundings: Surroundings, train_mean: np.ndarray) -> None:
     """What a network is told of its training spots before it learns."""
+    recipe = surroundings.recipe
     if hasattr(network, "set_pixel_statistics"):
-        side, size = recipe.model.region_px, recipe.batch_size
-        regions = (region for view, rows in trained for region in _regions(view, rows, side, size))
+        spots = surroundings.train
+        regions = (region for view, rows in spots for region, *_ in surroundings.batches(view, rows))
         network.set_pixel_statistics(*pixel_statistics(regions, recipe.model.patch_px))
     if recipe.start_at_mean:
         if not hasattr(network, "start_at"):
@@ -264,11 +264,6 @@ def _start(network: Any, recipe: Recipe, trained: Sequence[Spots], train_mean: n
                 f"start_at_mean=true is not possible: {recipe.network} has no output bias; set it to false"
             )
         network.start_at(torch.from_numpy(train_mean))
-
-
-def _regions(view: SectionView, rows: np.ndarray, region_px: int, batch_size: int) -> Iterator[Tensor]:
-    for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        yield data.read_regions(view, chunk, region_px)
 
 
 def _one_epoch(

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from hifusion.errors import InputError
 from hifusion.models.asign_blocks import LEVELS, Form, GraphBlock, LevelOrder, LevelTransformer, TileAttention
 from hifusion.models.inputs import (
-    PatchConfig,
     centre_patch,
     check_choice,
     check_dropout,
@@ -21,7 +20,7 @@ from hifusion.models.inputs import (
     check_whole_numbers,
 )
 from hifusion.models.published import fill, published_names, unwrapped
-from hifusion.models.resnet import RESNET50, Bottleneck, ResNet, as_tensor, imagenet_scaled, trunk_layout
+from hifusion.models.resnet import RESNET50, Bottleneck, ResNet, TrunkConfig, as_tensor, imagenet_scaled
 
 UNUSED = ("transformer.encoder_layer.", "gene_head_512.", "gene_head_1024.", "lstm_512.")
 """Beginnings of published names whose weights move no prediction."""
@@ -41,7 +40,7 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class AsignConfig(PatchConfig):
+class AsignConfig(TrunkConfig):
     """Shape of an ASIGN network, 2D or 3D.
 
     Parameters
@@ -95,11 +94,6 @@ class AsignConfig(PatchConfig):
             raise InputError(f"heads: {self.heads} does not divide feature_dim={self.feature_dim}; use a divisor")
         if self.form == "corrected" and self.level_order == "released":
             raise InputError("level_order: 'released' mixes nodes up; use it with form='published' only")
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Layout of weights and images."""
-        return trunk_layout(self.width)
 
 
 class AsignOutput(NamedTuple):

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import (
-    PatchConfig,
     centre_patch,
     check_choice,
     check_dropout,
@@ -39,10 +38,10 @@ from hifusion.models.resnet import (
     RESNET50,
     Bottleneck,
     ResNet,
+    TrunkConfig,
     as_tensor,
     imagenet_scaled,
     load_named,
-    trunk_layout,
 )
 
 Retrieval = Literal["simple", "average", "weighted_average"]
@@ -67,7 +66,7 @@ _RULES = {r"image_encoder\.": "image_encoder.model."}
 
 
 @dataclass(frozen=True)
-class BleepConfig(PatchConfig):
+class BleepConfig(TrunkConfig):
     """Shape of a BLEEP network, and how it looks up.
 
     Parameters
@@ -111,11 +110,6 @@ class BleepConfig(PatchConfig):
         check_choice("retrieval", self.retrieval, Retrieval)
         if not self.retrieval_temperature > 0:
             raise InputError(f"retrieval_temperature: {self.retrieval_temperature} is not above 0; use one such as 1.0")
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Layout of weights and images."""
-        return trunk_layout(self.width)
 
 
 class BleepOutput(NamedTuple):

@@ -143,11 +143,6 @@ class EGNConfig(PatchConfig):
         """Tokens T of a tile."""
         return (self.patch_px // self.token_px) ** 2
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Contiguous: tiles are cut into tokens."""
-        return torch.contiguous_format
-
 
 class EGNOutput(NamedTuple):
     """What a forward pass gives."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifusion.errors import InputError
-from hifusion.models.resnet import ENCODERS, ResNet, as_tensor, load_named
+from hifusion.models.resnet import ENCODERS, ResNet, as_tensor, load_named, trunk_layout
 
 LevelResize = Literal["max", "bilinear"]
 
@@ -91,12 +91,8 @@ class HiFusionConfig:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Layout of weights and images: channels last, the fast one, where the width allows it.
-
-        With channels that are no multiple of 16, oneDNN's 1x1 convolution on AVX-512 (torch 2.13) writes past its
-        buffers in channels-last training: the process crashes sooner or later.
-        """
-        return torch.contiguous_format if self.width % 16 else torch.channels_last
+        """Layout of weights and images."""
+        return trunk_layout(self.width)
 
 
 class HiFusionOutput(NamedTuple):

@@ -156,11 +156,6 @@ class Hist2STConfig(PatchConfig):
         """Channels D of a spot from the ConvMixer on."""
         return (self.patch_px // self.piece_px) ** 2 * self.channels // 8
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Contiguous: channels last is not safe with 4 channels, see `HiFusionConfig.memory_format`."""
-        return torch.contiguous_format
-
 
 class Hist2STOutput(NamedTuple):
     """What a forward pass gives, one row a spot, in the order given."""

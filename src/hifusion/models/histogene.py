@@ -105,11 +105,6 @@ class HisToGeneConfig(PatchConfig):
         check_dropout(self.dropout)
         check_choice("pixels", self.pixels, PixelScale)
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Contiguous: patches are flattened."""
-        return torch.contiguous_format
-
 
 class HisToGeneOutput(NamedTuple):
     """What a forward pass gives, one row a spot, in the order given."""

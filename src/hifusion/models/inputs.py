@@ -22,6 +22,11 @@ class PatchConfig:
         """Side of the smallest region patch the network takes."""
         return self.patch_px
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of weights and images: contiguous, where patches are cut or flattened."""
+        return torch.contiguous_format
+
 
 def check_whole_numbers(config: Any, *names: str) -> None:
     """Refuse a configuration whose named fields are not whole numbers of at least 1."""

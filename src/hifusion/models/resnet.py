@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifusion.errors import InputError
-from hifusion.models.inputs import z_scored
+from hifusion.models.inputs import PatchConfig, z_scored
 
 ENCODERS: dict[str, tuple[int, ...]] = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Encoder name -> basic blocks in each of the four stages."""
@@ -134,6 +134,17 @@ def trunk_layout(width: int) -> torch.memory_format:
     in channels-last training: the process crashes sooner or later.
     """
     return torch.contiguous_format if width % 16 else torch.channels_last
+
+
+class TrunkConfig(PatchConfig):
+    """A configuration of a network whose patch goes through a trunk of so many channels."""
+
+    width: int
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of weights and images."""
+        return trunk_layout(self.width)
 
 
 def imagenet_scaled(pixels: Tensor, like: Tensor) -> Tensor:

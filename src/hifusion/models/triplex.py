@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import (
-    PatchConfig,
     centre_patch,
     check_choice,
     check_dropout,
@@ -33,7 +32,7 @@ from hifusion.models.inputs import (
     check_whole_numbers,
 )
 from hifusion.models.published import AuthorsRecipe, fill, published_names, unwrapped
-from hifusion.models.resnet import ENCODERS, ResNet, as_tensor, imagenet_scaled, trunk_layout
+from hifusion.models.resnet import ENCODERS, ResNet, TrunkConfig, as_tensor, imagenet_scaled
 from hifusion.models.triplex_blocks import Fusion, NeighbourEncoder, SectionEncoder
 from hifusion.models.triplex_grid import NEIGHBOURS, GridRule
 
@@ -83,7 +82,7 @@ _RULES = {
 
 
 @dataclass(frozen=True)
-class TriplexConfig(PatchConfig):
+class TriplexConfig(TrunkConfig):
     """Shape of a TRIPLEX network; the defaults are the authors' for HER2+.
 
     Parameters
@@ -146,11 +145,6 @@ class TriplexConfig(PatchConfig):
                 )
             check_dropout(getattr(self, f"{encoder}_dropout"))
         check_choice("grid", self.grid, GridRule)
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Layout of weights and images."""
-        return trunk_layout(self.width)
 
 
 class TriplexOutput(NamedTuple):
