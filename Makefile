@@ -6,6 +6,9 @@ CONSTRAINTS ?= constraints-cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
 
+# Which benchmarks to run (all where empty): network, data, preparation, epochs, slide, int8, scaling.
+PARTS ?=
+
 # What the demo runs on: nothing (a synthetic cohort), or a folder of real sections, and where its results go.
 DATA ?=
 SECTIONS ?= C2,C3,C4,C5
@@ -16,7 +19,7 @@ HIFUSION := $(BIN)/hifusion
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types format clean distclean
+.PHONY: help venv demo bench test lint types format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +48,9 @@ else
 endif
 	$(HIFUSION) plot $(OUT)/evaluation -o $(OUT)/maps.png
 	@echo "report: $(OUT)/evaluation/report.md   gene maps: $(OUT)/maps.png"
+
+bench: $(READY)  ## speed against the published recipe and the processor (quiet machine, 15 minutes); PARTS=network,...
+	$(BIN)/python -m benchmarks $(if $(strip $(PARTS)),--parts $(PARTS))
 
 test: lint types  ## lint, types and the fast tests (PYTEST_ARGS="-m slow" for the slow ones)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hifusion.errors import InputError
-from hifusion.models import MODELS
+from hifusion.models import MODELS, for_inference
 from hifusion.models.hifusion import (
     HiFusion,
     HiFusionConfig,
@@ -53,6 +53,8 @@ def figures(weights: dict[str, np.ndarray], grids: tuple[int, ...], images: tupl
     region, spot, target = (torch.tensor(image, dtype=dtype) for image in images)
     with torch.no_grad():
         out = model.eval().forward_images(region, spot)
+        fast = for_inference(model, dtype).forward_images(region, spot)
+        rough = for_inference(model.to(memory_format=torch.channels_last), torch.bfloat16).forward_images(region, spot)
     trained = model.train().forward_images(region, spot)
     loss = hifusion_loss(trained, target, align_weight=0.5)
     loss["total"].backward()
@@ -63,6 +65,8 @@ def figures(weights: dict[str, np.ndarray], grids: tuple[int, ...], images: tupl
         "eval_level_predictions": out.level_expression.numpy(),
         "eval_feature_mean": out.level_features.mean((-2, -1)).numpy(),
         "eval_feature_first": out.level_features[:, :, :8].numpy(),
+        "fast_prediction": fast.expression.numpy(),
+        "rough_prediction": rough.expression.numpy(),
         "train_mse_final": loss["final"].item(),
         "train_mse_levels": (trained.level_expression - target).square().mean((1, 2)).detach().numpy(),
         "train_mse_levels_mean": loss["levels"].item(),
@@ -123,6 +127,21 @@ def test_float32_agrees_with_the_published_network(golden, name):
     expected, computed = golden
     scale = np.abs(expected[name]).max()
     np.testing.assert_allclose(computed[torch.float32][name], expected[name], rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+def test_the_network_made_for_inference_agrees_with_the_published_one(golden, dtype, tolerance):
+    expected, computed = golden
+    scale = np.abs(expected["eval_prediction"]).max()
+    np.testing.assert_allclose(
+        computed[dtype]["fast_prediction"], expected["eval_prediction"], rtol=0, atol=tolerance * scale
+    )
+
+
+def test_bfloat16_trunks_agree_with_the_published_network_to_a_fiftieth_of_the_spread(golden):
+    expected, computed = golden
+    error = computed[torch.float32]["rough_prediction"] - expected["eval_prediction"]
+    assert 0 < np.sqrt(np.square(error).mean()) < expected["eval_prediction"].std() / 50
 
 
 def test_every_gradient_norm_agrees_with_the_published_network(golden):

@@ -180,7 +180,7 @@ def test_progress_tells_spots_done_of_all(trained: tuple[Run, Cohort]) -> None:
     assert told == [("predict C1", 8, 20), ("predict C1", 16, 20), ("predict C1", 20, 20)]
 
 
-def test_a_run_is_predicted_in_the_precision_it_was_trained_in(
+def test_a_run_is_predicted_in_the_precision_of_its_recipe_not_of_the_machine_that_trained_it(
     trained: tuple[Run, Cohort], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, cohort = trained
@@ -197,6 +197,8 @@ def test_a_run_is_predicted_in_the_precision_it_was_trained_in(
     assert not any(used)
     used.clear()
     predict_view(replace(run, facts={**run.facts, "precision": "bf16-mixed"}), view)
+    assert not any(used)
+    predict_view(replace(run, recipe=replace(run.recipe, precision="bf16-mixed")), view)
     assert any(used)
 
 

@@ -194,6 +194,7 @@ def plan(
     lattice: str | None = None,
     stride_um: float | None = None,
     average_symmetries: bool = False,
+    int8: bool = False,
     workers: int = 0,
 ) -> SlidePlan:
     """What predicting a slide will do and cost; see :func:`hifusion.slide_prediction.plan_slide`."""
@@ -207,6 +208,7 @@ def plan(
         lattice=lattice,
         stride_um=stride_um,
         average_symmetries=average_symmetries,
+        int8=int8,
         workers=workers,
     )
 
@@ -222,6 +224,7 @@ def predict(
     lattice: str | None = None,
     stride_um: float | None = None,
     average_symmetries: bool = False,
+    int8: bool = False,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> AnnData:
@@ -238,7 +241,7 @@ def predict(
         The slide of a section, where the section does not name it.
     mpp, mask, lattice, stride_um
         For a slide, see :func:`hifusion.slide_prediction.plan_slide`.
-    average_symmetries, workers
+    average_symmetries, int8, workers
         See :func:`hifusion.prediction.predict_section`.
     """
     source, trained = Path(source), Run.open(run)
@@ -254,6 +257,7 @@ def predict(
             read_section(source),
             image,
             average_symmetries=average_symmetries,
+            int8=int8,
             workers=workers,
             out=Path(out) if out else None,
             progress=progress,
@@ -270,8 +274,15 @@ def predict(
         lattice=lattice,
         stride_um=stride_um,
         average_symmetries=average_symmetries,
+        int8=int8,
         workers=workers,
     )
     return slide_prediction.predict_slide(
-        trained, planned, Path(out), average_symmetries=average_symmetries, workers=workers, progress=progress
+        trained,
+        planned,
+        Path(out),
+        average_symmetries=average_symmetries,
+        int8=int8,
+        workers=workers,
+        progress=progress,
     )

@@ -18,7 +18,7 @@ from hifusion.configuration import Recipe
 from hifusion.costs import network_costs, peak_memory_mib
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.inference import best_device, forward_batches
+from hifusion.inference import best_device, fast_network, forward_batches
 from hifusion.neighbour_section import fit_neighbour_section, predict_left_out
 from hifusion.prediction import predict_all
 from hifusion.protocols import Fold, Protocol, check_leak, protocol
@@ -294,8 +294,11 @@ class Contest:
             "train_spots_per_s": run.facts["train_spots"] * recipe.epochs / seconds,
         }
 
+        precision = run.facts["precision"]
+        fast = fast_network(network, precision)
+
         def predict(view: SectionView) -> np.ndarray:
-            return predict_all(network, surroundings, view, run.facts["precision"], progress)
+            return predict_all(fast, surroundings, view, precision, progress)
 
         return _registered(predict, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else predict, costs
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hifusion.cohort import SectionView
 from hifusion.contest import Contest, Job
-from hifusion.inference import best_device, forward_batches, resolve_precision
+from hifusion.inference import best_device, fast_network, forward_batches, resolve_precision
 from hifusion.models import MODELS
 from hifusion.protocols import Fold
 from hifusion.surroundings import Spots, Surroundings
@@ -67,9 +67,10 @@ def _probe(network: Any, surroundings: Surroundings, view: SectionView) -> tuple
     if hasattr(network, "set_bank"):
         network.set_bank(batch.target)
     region, inputs = surroundings.sample(view)
+    fast = fast_network(network, precision)
     for _ in range(2):
         started = time.perf_counter()
-        next(forward_batches(network, [(region, inputs)], precision=precision))
+        next(forward_batches(fast, [(region, inputs)], precision=precision))
         predict_s = (time.perf_counter() - started) / len(region)
     return train_s, predict_s * (8 if surroundings.recipe.average_symmetries else 1)
 

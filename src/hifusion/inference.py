@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hifusion.models import for_inference
+from hifusion.models.fused import fast_dtype
 from hifusion.models.symmetries import eight_symmetries
 
 
@@ -30,13 +32,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """``"auto"`` made definite: bfloat16 where the device computes in it, float32 where it would only emulate it."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if device.type == "cpu":
-        # Without these instructions bfloat16 convolutions run many times slower than float32 ones.
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16-mixed" if fast else "32-true"
-    return "32-true"
+    return "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
+
+
+def fast_network(network: nn.Module, precision: str) -> nn.Module:
+    """The network as it predicts fastest in ``"bf16-mixed"`` or ``"32-true"``; the one given stays as it is."""
+    return for_inference(network, torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
 
 
 def forward_regions(

@@ -9,10 +9,10 @@ import torch
 from hifusion.configuration import Recipe
 
 OPTIMISERS: dict[str, Callable[[Any, Recipe], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, its: torch.optim.Adam(parameters, lr=its.lr, weight_decay=its.weight_decay),
-    "adamw": lambda parameters, its: torch.optim.AdamW(parameters, lr=its.lr, weight_decay=its.weight_decay),
+    "adam": lambda parameters, its: torch.optim.Adam(parameters, its.lr, weight_decay=its.weight_decay, fused=True),
+    "adamw": lambda parameters, its: torch.optim.AdamW(parameters, its.lr, weight_decay=its.weight_decay, fused=True),
     "sgd": lambda parameters, its: torch.optim.SGD(
-        parameters, lr=its.lr, momentum=its.momentum, weight_decay=its.weight_decay
+        parameters, its.lr, momentum=its.momentum, weight_decay=its.weight_decay, fused=True
     ),
 }
 

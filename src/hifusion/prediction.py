@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import KDTree
-from torch import nn
+from torch import Tensor, nn
 
 from hifusion import files
 from hifusion.checkpoint import Run
@@ -17,13 +17,15 @@ from hifusion.cohort import SectionView
 from hifusion.data import slide_regions
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts, total_counts
-from hifusion.inference import SpotOutputs, best_device, forward_regions
+from hifusion.inference import SpotOutputs, best_device, fast_network, forward_regions, resolve_precision
 from hifusion.models import MODELS
+from hifusion.models.int8 import for_int8
 from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
 from hifusion.surroundings import Spots, Surroundings, predict_spots
 
+CALIBRATION_SPOTS = 64  # whose patches tell what values 8 bits have to hold
 SAME_SCALE = 0.05  # scales this close are one: a run trained on native pixels then reads native pixels
 
 Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
@@ -44,8 +46,13 @@ def predict_view(
     InputError
         The network looks at training spots, and none are given.
     """
-    surroundings, network = Surroundings(run.sized_recipe, trained), run.network(best_device())
-    return predict_all(network, surroundings, view, run.facts["precision"], progress)
+    surroundings, precision = Surroundings(run.sized_recipe, trained), run_precision(run)
+    return predict_all(fast_network(run.network(best_device()), precision), surroundings, view, precision, progress)
+
+
+def run_precision(run: Run) -> str:
+    """In which precision a run predicts on this machine, which may be another than the one it was trained on."""
+    return resolve_precision(run.recipe.precision, best_device())
 
 
 def predict_all(
@@ -70,6 +77,7 @@ def predict_section(
     *,
     average_symmetries: bool = False,
     average_within_um: float | None = None,
+    int8: bool = False,
     workers: int = 0,
     out: Path | None = None,
     progress: Progress | None = None,
@@ -89,6 +97,9 @@ def predict_section(
     average_within_um
         Side of the square that a prediction stands for: spots closer than that are averaged, so that each becomes the
         mean of all predictions whose square covers it. None: every spot keeps its own.
+    int8
+        Compute in 8-bit whole numbers, on a CPU: :func:`hifusion.models.int8.for_int8`, calibrated on
+        :data:`CALIBRATION_SPOTS` spots spread over the section.
     workers
         Processes that read patches ahead; 0 reads in this one.
     out
@@ -112,7 +123,7 @@ def predict_section(
         """Expression and novelty of the spots from ``first`` on, batches of float32 ``(B, G + 1)``."""
         novelty, done = run.novelty, first
         for outputs in spot_outputs(
-            run, section, path, shrink, first=first, average_symmetries=average_symmetries, workers=workers
+            run, section, path, shrink, first=first, average_symmetries=average_symmetries, int8=int8, workers=workers
         ):
             unlike = novelty.of(outputs.embedding) if novelty else np.full(len(outputs.expression), np.nan)
             done += len(unlike)
@@ -132,7 +143,8 @@ def predict_section(
     if out is None:
         return finished(np.concatenate(list(rows_from(0))))
     stat = path.stat()
-    of = [run.id, str(path.resolve()), stat.st_size, stat.st_mtime_ns, shrink, average_symmetries]
+    how = [average_symmetries, int8, run_precision(run)]
+    of = [run.id, str(path.resolve()), stat.st_size, stat.st_mtime_ns, shrink, *how]
     key = files.digest(json.dumps(of).encode(), np.ascontiguousarray(centres).data)
     columns = len(run.panel.genes) + 1
     with files.growing(out, key, 4 * columns, batch_size) as (file, done):
@@ -152,6 +164,7 @@ def spot_outputs(
     *,
     first: int = 0,
     average_symmetries: bool,
+    int8: bool = False,
     workers: int,
 ) -> Iterator[SpotOutputs]:
     """What the run's network says of a section's spots from ``first`` on, batch by batch.
@@ -159,18 +172,28 @@ def spot_outputs(
     Other arguments are those of :func:`predict_section`. A network that looks at the surroundings of a spot is given
     the whole section, whose patches are then all in memory.
     """
-    recipe, precision = run.sized_recipe, run.facts["precision"]
-    regions = slide_regions(
-        slide,
-        section.obsm["spatial"] if MODELS[recipe.network].needs else section.obsm["spatial"][first:],
-        region_px=recipe.model.region_px,
-        shrink=shrink,
-        batch_size=recipe.batch_size,
-        workers=workers,
-    )
+    recipe, precision = run.sized_recipe, run_precision(run)
+    centres, its = section.obsm["spatial"], MODELS[recipe.network]
+
+    def regions_at(places: np.ndarray, workers: int) -> Iterator[Tensor]:
+        return slide_regions(
+            slide,
+            places,
+            region_px=recipe.model.region_px,
+            shrink=shrink,
+            batch_size=recipe.batch_size,
+            workers=workers,
+        )
+
     network = run.network(best_device())
+    if int8:
+        spread = np.unique(np.linspace(0, len(centres) - 1, CALIBRATION_SPOTS).round().astype(int))
+        network = for_int8(network, regions_at(centres[spread], 0))
+    else:
+        network = fast_network(network, precision)
+    regions = regions_at(centres if its.needs else centres[first:], workers)
     average_symmetries = average_symmetries or recipe.average_symmetries
-    if not MODELS[recipe.network].needs:
+    if not its.needs:
         yield from forward_regions(network, regions, precision=precision, average_symmetries=average_symmetries)
         return
     view = _view(run, section, slide, shrink, np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in regions]))

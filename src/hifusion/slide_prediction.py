@@ -65,6 +65,7 @@ def plan_slide(
     lattice: str | None = None,
     stride_um: float | None = None,
     average_symmetries: bool = False,
+    int8: bool = False,
     workers: int = 0,
 ) -> SlidePlan:
     """Find the tissue of a slide and place spots on it, as far apart as those the run was trained on; time a few.
@@ -80,7 +81,7 @@ def plan_slide(
     stride_um
         Distance between spots instead of the training pitch: a dense map. Predictions whose spot patches overlap are
         averaged.
-    average_symmetries, workers
+    average_symmetries, int8, workers
         As :func:`hifusion.prediction.predict_section`.
 
     Raises
@@ -112,7 +113,7 @@ def plan_slide(
     )
     shrink, genes = patch_shrink(run, section), len(run.panel.genes)
     patch_um = run.recipe.model.spot_px * shrink * scale
-    rate = _spots_per_second(run, section, average_symmetries, workers)
+    rate = _spots_per_second(run, section, average_symmetries, int8, workers)
     coarse = (
         f"the slide has {scale:.3g} um per pixel, training had {scale * shrink:.3g}: patches are enlarged and "
         "lack detail it relies on"
@@ -131,6 +132,7 @@ def plan_slide(
         "patch_um": round(patch_um, 1),
         "averaged_overlaps": stride_um is not None,
         "averaged_symmetries": average_symmetries,
+        "int8": int8,
         "spots": section.n_obs,
         "genes": genes,
         "spots_per_s": round(rate, 2),
@@ -148,6 +150,7 @@ def predict_slide(
     out: Path,
     *,
     average_symmetries: bool = False,
+    int8: bool = False,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> AnnData:
@@ -170,6 +173,7 @@ def predict_slide(
         plan.section,
         average_symmetries=average_symmetries,
         average_within_um=plan.average_within_um,
+        int8=int8,
         workers=workers,
         out=out / "section.h5ad",
         progress=progress,
@@ -184,13 +188,15 @@ def _spot_table(section: AnnData) -> pd.DataFrame:
     return section.obs[["array_row", "array_col"]].assign(x_px=x, y_px=y)
 
 
-def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, workers: int) -> float:
+def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, int8: bool, workers: int) -> float:
     """Reading and network together, on patches from the middle of the section."""
     size = run.recipe.batch_size
     some = section[section.n_obs // 2 :][: size * (PROBE_BATCHES + 1)].copy()
     slide, shrink = Path(section.uns["hifusion"]["image"]), patch_shrink(run, section)
     started, spots, seconds = time.perf_counter(), [], []
-    for batch in spot_outputs(run, some, slide, shrink, average_symmetries=average_symmetries, workers=workers):
+    for batch in spot_outputs(
+        run, some, slide, shrink, average_symmetries=average_symmetries, int8=int8, workers=workers
+    ):
         spots.append(len(batch.expression))
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hifusion.checkpoint import Run
 from hifusion.errors import InputError
-from hifusion.inference import predict_regions
+from hifusion.inference import best_device, predict_regions, resolve_precision
 from hifusion.models import MODELS
 
 SAME_SCALE = 0.01  # a scale may be given rounded; a region 1 % too wide is 2 px of 224
@@ -101,7 +101,7 @@ class TilePredictor:
         if MODELS[run.recipe.network].needs:
             raise InputError(f"{run.root}: {run.recipe.network} needs more than a tile; use a run of hifusion or stnet")
         self._region_px = run.recipe.model.region_px
-        self._precision: str = run.facts["precision"]
+        self._precision = resolve_precision(run.recipe.precision, best_device())
         if tiles is not None:
             self._refuse_size(tiles.width, tiles.height)
             mpp = region_mpp(run)

@@ -15,12 +15,13 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from hifusion import checkpoint, data, files
+from hifusion.allocator import keep_freed_memory
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.inference import best_device, resolve_precision
+from hifusion.inference import best_device, fast_network, resolve_precision
 from hifusion.metrics import lattice_weights
 from hifusion.models import MODELS
 from hifusion.models.inputs import pixel_statistics
@@ -149,6 +150,7 @@ def fit(
     if _open_folder(out, facts, panel, resume):
         return Run.open(out)
 
+    keep_freed_memory()
     torch.manual_seed(seed)
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
     sized = recipe.sized(len(panel.genes))
@@ -316,9 +318,9 @@ def _selected(recipe: Recipe, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mse(network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str) -> float:
-    errors = []
+    errors, fast = [], fast_network(network, precision)
     for view, rows in held_out:
-        predicted = predict_spots(network, surroundings, view, rows, precision).expression
+        predicted = predict_spots(fast, surroundings, view, rows, precision).expression
         errors.append((predicted - view.expression[rows]).ravel())
     return float(np.mean(np.square(np.concatenate(errors), dtype=np.float64)))
 
@@ -326,8 +328,10 @@ def _mse(network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spot
 def _save_novelty(
     out: Path, network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str
 ) -> None:
+    fast = fast_network(network, precision)
+
     def embeddings(spots: Sequence[Spots]) -> np.ndarray:
-        found = [predict_spots(network, surroundings, view, rows, precision).embedding for view, rows in spots]
+        found = [predict_spots(fast, surroundings, view, rows, precision).embedding for view, rows in spots]
         return np.concatenate(found)
 
     fitted = fit_novelty(embeddings(surroundings.train), embeddings(held_out))

@@ -1,4 +1,4 @@
-"""The published models: name -> its config, its module and its training step."""
+"""The published models: name -> its config, its module and its training step; and any of them made for inference."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,11 +11,14 @@ from hifusion.models.asign3d import Asign3d
 from hifusion.models.asign_core import AsignConfig
 from hifusion.models.bleep import Bleep, BleepConfig
 from hifusion.models.egn import EGN, EGNConfig
+from hifusion.models.fused import for_inference
 from hifusion.models.hifusion import HiFusion, HiFusionConfig
 from hifusion.models.hist2st import Hist2ST, Hist2STConfig
 from hifusion.models.histogene import HisToGene, HisToGeneConfig
 from hifusion.models.stnet import STNet, STNetConfig
 from hifusion.models.triplex import Triplex, TriplexConfig
+
+__all__ = ["MODELS", "Model", "for_inference"]
 
 
 class Model(NamedTuple):

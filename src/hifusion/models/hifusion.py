@@ -101,9 +101,9 @@ class HiFusionOutput(NamedTuple):
     expression: Tensor
     """(B, G)"""
     level_expression: Tensor
-    """(L, B, G), for auxiliary supervision."""
+    """(L, B, G), for auxiliary supervision; L = 0 where the network was made for inference."""
     level_features: Tensor
-    """(L, B, C, h, w), after resizing to the first level."""
+    """(L, B, C, h, w), after resizing to the first level; L = 0 likewise."""
     embedding: Tensor
     """(B, C), what the head reads: region query and attended spot tokens, before the layer norm."""
 
@@ -117,6 +117,8 @@ class HiFusion(nn.Module):
     def __init__(self, config: HiFusionConfig):
         super().__init__()
         self.config = config
+        self.keep_levels = True
+        self.image_dtype: torch.dtype | None = None  # of standardised images; that of the weights, or of autocast
         self.spot_encoder = ResNet(ENCODERS[config.spot_encoder], config.width)
         self.region_encoder = ResNet(ENCODERS[config.region_encoder], config.width)
         self.level_head = nn.Linear(config.channels, config.n_genes)
@@ -139,9 +141,14 @@ class HiFusion(nn.Module):
             raise InputError(f"region: dtype is {region.dtype}; give uint8, or standardised floats to forward_images")
         start, stop = (side - self.config.spot_px) // 2, (side + self.config.spot_px) // 2
         spot = region[:, :, start:stop, start:stop]
-        dtype, layout = self.head.weight.dtype, self.config.memory_format
-        images = (standardise(pixels).to(dtype=dtype, memory_format=layout) for pixels in (region, spot))
+        dtype = self.image_dtype or self._working_dtype(region.device.type)
+        images = (standardise(pixels, dtype).to(memory_format=self.config.memory_format) for pixels in (region, spot))
         return self.forward_images(*images)
+
+    def _working_dtype(self, device_type: str) -> torch.dtype:
+        """What the first convolution would turn its input into."""
+        autocast = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if autocast else self.head.weight.dtype
 
     def forward_images(self, region: Tensor, spot: Tensor) -> HiFusionOutput:
         """Expression from standardised floats: (B, 3, region_px, region_px) and (B, 3, spot_px, spot_px).
@@ -163,12 +170,13 @@ class HiFusion(nn.Module):
         with torch.autocast(spot.device.type, enabled=False):
             dtype = self.head.weight.dtype
             features = torch.stack([self._resized(level.to(dtype), levels[0].shape[-2:]) for level in levels])
-            level_expression = self.level_head(features.mean((-2, -1)))
             shares = self.level_logits.softmax(0).view(-1, 1, 1, 1, 1)
             tokens = F.adaptive_avg_pool2d((shares * features).sum(0), 2).flatten(2).transpose(1, 2)
             query = query.to(dtype).mean((-2, -1))
             fused = query + self.attention(query, tokens)
-            return HiFusionOutput(self.head(self.norm(fused)), level_expression, features, fused)
+            kept = features if self.keep_levels else features[:0]
+            level_expression = self.level_head(kept.mean((-2, -1)))
+            return HiFusionOutput(self.head(self.norm(fused)), level_expression, kept, fused)
 
     @torch.no_grad()
     def start_at(self, profile: Tensor) -> None:
@@ -290,12 +298,30 @@ def hifusion_loss(output: HiFusionOutput, target: Tensor, align_weight: float = 
     return {"total": terms["final"] + terms["levels"] + terms["align"], **terms}
 
 
-def standardise(pixels: Tensor) -> Tensor:
-    """(x - mean) / std of each image and channel, (B, 3, H, W) -> float32; sample std, 0 -> 1 for a flat channel."""
-    pixels = pixels.to(torch.float32)
-    # std_mean runs Welford's update, which gives a flat channel exactly its value and 0; a plain sum may not.
-    std, mean = torch.std_mean(pixels, dim=(-2, -1), keepdim=True)
-    return (pixels - mean) / torch.where(std > 0, std, 1.0)
+def standardise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(x - mean) / std of each image and channel, uint8 (B, 3, H, W) -> `dtype`, channels last in memory.
+
+    Sample std, 0 -> 1 for a flat channel, which becomes exactly 0.
+    """
+    batch, channels, height, width = pixels.shape
+    rows, count = pixels.permute(0, 2, 3, 1).reshape(batch, height, width * channels), height * width
+    out = torch.empty(rows.shape, dtype=dtype, device=pixels.device)
+    at_once = 1 if pixels.device.type == "cpu" else batch  # one image stays in a CPU's caches
+    for some, to in zip(rows.split(at_once), out.split(at_once), strict=True):
+        image = some.to(torch.float32).sub_(128)
+        total, square = (_column_sums(its).view(-1, width, channels).sum(1) for its in (image, image.square()))
+        mean = total / count
+        variance = (square - total * mean) / (count - 1)
+        scale = torch.where(variance > 0, variance.clamp(min=0).rsqrt(), 1.0)
+        shift, scale = (its.to(torch.float32).repeat(1, width)[:, None] for its in (-mean * scale, scale))
+        to.copy_(torch.addcmul(shift, image, scale))
+    return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _column_sums(whole_numbers: Tensor) -> Tensor:
+    """Exact sums over rows, float32 (B, H, K) -> float64 (B, K), of numbers up to 128^2: 1023 stay below 2^24."""
+    parts = [part.sum(1).double() for part in whole_numbers.split(1023, dim=1)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def split_tiles(images: Tensor, grid: int) -> Tensor:

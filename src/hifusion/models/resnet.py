@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = torch.relu_(self.bn1(_conv3x3(self.conv1, x)))
-        return torch.relu_(self.bn2(self.conv2(x)) + shortcut)
+        return torch.relu_(self.bn2(_conv3x3(self.conv2, x)) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -76,14 +76,40 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | N
 
 
 def _conv3x3(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution; on maps of one pixel, where only the kernel's centre meets anything but padding, by that alone.
+    """The convolution; on maps of at most 2 x 2 as a matrix product, which leaves out the taps that meet padding alone.
 
-    Same result, and it keeps clear of a fault: in bfloat16 on a CPU (torch 2.13, oneDNN) the weight gradient of a 3x3
-    convolution with stride 2 on a 1x1 map comes back with memory that was never written, NaN at times.
+    Same result, at up to a ninth of the work. And it keeps clear of a fault: in bfloat16 on a CPU (torch 2.13, oneDNN)
+    the weight gradient of a 3x3 convolution with stride 2 on a 1x1 map comes back with memory that was never written.
     """
-    if conv.stride == (1, 1) or x.shape[-2:] != (1, 1):
+    if max(x.shape[-2:]) > 2:
         return cast(Tensor, conv(x))
-    return F.conv2d(x, conv.weight[:, :, 1:2, 1:2])
+    matrix, places = small_map_matrix(conv.weight.to(x.dtype), conv.stride[0], x.shape[-2:])
+    return small_map_product(x, matrix, None, places)
+
+
+def small_map_matrix(weight: Tensor, stride: int, size: torch.Size) -> tuple[Tensor, tuple[int, int]]:
+    """A 3x3 convolution with padding 1 over maps of at most 2 x 2, as a matrix.
+
+    Returns
+    -------
+    matrix
+        (out height * out width * out channels, height * width * channels).
+    places
+        Out height and width.
+    """
+    height, width = size
+    places = ((height - 1) // stride + 1, (width - 1) // stride + 1)
+    # Output place o meets input place i by tap i - o * stride + 1.
+    firsts = [[1 - o * stride for o in range(number)] for number in places]
+    taps = torch.stack([weight[:, :, first : first + height] for first in firsts[0]], 2)
+    taps = torch.stack([taps[..., first : first + width] for first in firsts[1]], 3)
+    return taps.permute(2, 3, 0, 4, 5, 1).reshape(places[0] * places[1] * len(weight), -1), places
+
+
+def small_map_product(x: Tensor, matrix: Tensor, bias: Tensor | None, places: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) by a matrix of `small_map_matrix` -> (B, C', h', w'), channels last in memory."""
+    y = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix, bias)
+    return y.unflatten(1, (*places, -1)).permute(0, 3, 1, 2)
 
 
 class ResNet(nn.Module):
@@ -116,7 +142,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(torch.relu_(self.bn1(self.conv1(images))))
+        x = torch.relu_(self.maxpool(self.bn1(self.conv1(images))))  # the same either way, and a quarter of the values
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 

@@ -1,0 +1,1 @@
+"""How fast HiFusion is, beside the published recipe and beside what the processor can do (`make bench`)."""
