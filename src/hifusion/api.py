@@ -79,9 +79,15 @@ def train(
     validation: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
+    devices: int | str = 1,
+    nodes: int = 1,
+    recompute: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Train on a store and leave a run folder; see :func:`hifusion.training.train`."""
+    """Train on a store and leave a run folder; see :func:`hifusion.training.train`.
+
+    With several devices call it from a script or the command line, which then runs once for each of them.
+    """
     wanted = recipes.recipe(recipe, source, overrides)
     return training.train(
         Cohort.open(data),
@@ -91,6 +97,9 @@ def train(
         validation=validation,
         seed=seed,
         resume=resume,
+        device_count=devices,
+        nodes=nodes,
+        recompute=recompute,
         progress=progress,
     )
 

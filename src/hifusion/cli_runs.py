@@ -8,6 +8,7 @@ import typer
 
 from hifusion.console import Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
 from hifusion.errors import InputError
+from hifusion.ranks import is_first
 
 app = typer.Typer()
 
@@ -25,6 +26,13 @@ def train(
     ] = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    devices: Annotated[
+        str, typer.Option(help="Devices a node that share every batch: a number, or auto for every GPU.")
+    ] = "1",
+    nodes: Annotated[int, typer.Option(help="Nodes, each started by torchrun or srun (docs/devices.md).")] = 1,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Less memory, a third slower, the same result. On by itself if need be.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a network on a store and leave a self-contained run folder.
@@ -44,9 +52,13 @@ def train(
             validation=listed(validation) or (),
             seed=seed,
             resume=resume,
+            devices=devices,
+            nodes=nodes,
+            recompute=recompute,
             progress=report,
         )
-    show(api.info(run.root), as_json)
+    if is_first():
+        show(api.info(run.root), as_json)
 
 
 @app.command()

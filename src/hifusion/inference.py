@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hifusion.memory import in_pieces
 from hifusion.models.symmetries import eight_symmetries
 
 
@@ -78,7 +79,7 @@ def forward_batches(
         given = {name: value.to(device) for name, value in inputs.items()}
         views = list(eight_symmetries(region)) if average_symmetries else [region]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            outputs = [model(view, **given) for view in views]
+            outputs = [in_pieces(model, view, given) for view in views]
         mean = (
             torch.stack([getattr(output, name).float() for output in outputs]).mean(0) for name in SpotOutputs._fields
         )

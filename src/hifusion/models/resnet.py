@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import PatchConfig, z_scored
+from hifusion.models.recomputation import recomputed
 
 ENCODERS: dict[str, tuple[int, ...]] = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Encoder name -> basic blocks in each of the four stages."""
@@ -99,6 +100,9 @@ class ResNet(nn.Module):
         What the stages are made of: `BasicBlock`, or `Bottleneck` for ResNet-50.
     """
 
+    recompute: bool = False
+    """Keep no activations within stem and stages for the backward pass: less memory, the same gradients."""
+
     def __init__(
         self, blocks: tuple[int, ...], width: int = 64, block: type[BasicBlock] | type[Bottleneck] = BasicBlock
     ):
@@ -116,8 +120,15 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(torch.relu_(self.bn1(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.recompute and torch.is_grad_enabled():
+            x = recomputed(self._stem, images, [self.bn1])
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                x = recomputed(stage, x, [stage])
+            return x
+        return self.layer4(self.layer3(self.layer2(self.layer1(self._stem(images)))))
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.maxpool(torch.relu_(self.bn1(self.conv1(images)))))
 
 
 def _stage(
