@@ -72,7 +72,7 @@ def ending_together(fabric: Fabric) -> Iterator[None]:
 
 
 def by_first(fabric: Fabric, do: Callable[[], T]) -> T:
-    """What the first rank's ``do`` returns, on every rank; what is refused there is refused by all."""
+    """What the first rank's ``do`` returns, on every rank; what is refused there ends all, and is said once."""
     if fabric.world_size == 1:
         return do()
     done: tuple[T | None, str | None] = (None, None)
@@ -83,7 +83,7 @@ def by_first(fabric: Fabric, do: Callable[[], T]) -> T:
             done = None, str(error)
     result, refused = fabric.broadcast(done)
     if refused is not None:
-        raise InputError(refused)
+        raise InputError(refused) if fabric.global_rank == 0 else SystemExit(2)
     return result  # type: ignore[return-value]
 
 

@@ -28,12 +28,15 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, modules: Sequenc
 
 @contextmanager
 def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Without tracking a batch norm in training mode looks at its batch alone, as before, and notes nothing."""
-    before = [norm.track_running_stats for norm in norms]
+    """With a momentum of 0 a batch norm looks at its batch as before, and its running statistics stay what they are.
+
+    Without running statistics it would save other tensors for the backward pass than the first time.
+    """
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, before, strict=True):
-            norm.track_running_stats = tracked
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
