@@ -1,5 +1,6 @@
 """Memory that runs out: the result does not change, and where it must end one line says why."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,44 @@ def test_recomputed_activations_give_the_same_gradients_and_statistics_bit_for_b
     counted = [value for name, value in after.items() if name.startswith("region") and name.endswith("tracked")]
     assert {int(value) for value in counted} == {2}
     assert {its.momentum for its in networks[1].modules() if isinstance(its, nn.BatchNorm2d)} == {0.1}
+
+
+class _Holds(torch.autograd.Function):
+    """Holds on to something until its node is let go."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: Any) -> Tensor:
+        ctx.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if ctx.held is None:
+            raise ERRORS[1]()
+        return gradient, None
+
+
+def test_what_a_failed_backward_pass_held_is_let_go_before_the_second_attempt() -> None:
+    """The node that fails is the youngest, so the other one is left waiting in the queue."""
+    trunk, alive = ResNet(ENCODERS["resnet10"], 16), []
+
+    def attempt() -> bool:
+        if trunk.recompute:
+            alive.append(held() is not None)
+            return True
+        x, payload = torch.ones(3, requires_grad=True), nn.Identity()
+        refs.append(weakref.ref(payload))
+        (_Holds.apply(x, payload) + _Holds.apply(x, None)).sum().backward()
+        return False
+
+    refs: list[Any] = []
+
+    def held() -> Any:
+        return refs[0]()
+
+    given: dict[str, Any] = {"device": torch.device("cpu"), "generator": torch.Generator(), "advice": ""}
+    assert memory.learn(trunk, attempt, agree=lambda failed: failed, **given)
+    assert alive == [False]
 
 
 def kept_mib(network: nn.Module) -> float:

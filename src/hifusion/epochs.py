@@ -64,8 +64,8 @@ def _step(
     waits = devices.waits_in_forward(model)
 
     def attempt() -> dict[str, torch.Tensor]:
-        terms: dict[str, torch.Tensor] = MODELS[recipe.network].step(model, batch, **recipe.loss)
         optimiser.zero_grad(set_to_none=True)
+        terms: dict[str, torch.Tensor] = MODELS[recipe.network].step(model, batch, **recipe.loss)
         fabric.backward(terms["total"] if share.ranks == 1 else terms["total"] * weight)
         return {name: value.detach() for name, value in terms.items()}
 

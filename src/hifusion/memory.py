@@ -127,10 +127,10 @@ def learn(
     before = None if recomputes(network) else _State(network, device, generator)
     result, failed = _tried(attempt)
     if agree(failed):
-        _free(device)
         if before is None or not recompute(network):
             raise InputError(f"out of memory ({device.type}) in a training step; {advice}")
         before.put_back()
+        _free(device)
         result, failed = _tried(attempt)
         if agree(failed):
             raise InputError(f"out of memory ({device.type}) in a training step, twice; {advice}")
@@ -145,9 +145,13 @@ class _State:
         self.statistics = [(its, its.clone()) for norm in norms for its in norm.buffers(recurse=False)]
         self.device, self.generator = device, generator
         self.drawn = torch.get_rng_state(), generator.get_state()
+        # A backward pass that fails on the CPU leaves its unfinished nodes, and so all activations, in the queue of
+        # this thread. A later one drops what is ahead of it: nodes that are younger than its own.
+        self.older = torch.zeros((), requires_grad=True) * 1
         self.drawn_there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def put_back(self) -> None:
+        self.older.backward()
         for statistic, value in self.statistics:
             statistic.copy_(value)
         torch.set_rng_state(self.drawn[0])
