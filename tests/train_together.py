@@ -35,7 +35,7 @@ def main(out: Path, *, batch_size: int, norm: bool, kill_at: int = 0, resume: bo
     if not norm:
         nn.BatchNorm2d.forward = without_statistics  # type: ignore[method-assign]
     rank, steps, seen = int(os.environ.get("RANK", "0")), 0, []
-    step, averaged = epochs._step, devices.average_statistics
+    step, averaged = epochs.learn_batch, devices.average_statistics
 
     def counted(*given: object) -> dict[str, float]:
         nonlocal steps
@@ -49,7 +49,7 @@ def main(out: Path, *, batch_size: int, norm: bool, kill_at: int = 0, resume: bo
         state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
         seen.append(hashlib.sha256(state).hexdigest())
 
-    epochs._step = counted  # type: ignore[assignment]
+    epochs.learn_batch = counted  # type: ignore[assignment]
     training.devices.average_statistics = noted
     fit_small(out, recipe, device_count=ranks, resume=resume)
     out.with_name(f"{out.name}-rank{rank}.json").write_text(json.dumps(seen))

@@ -44,7 +44,7 @@ def learn_epoch(
     for batch in surroundings.training_batches(generator, share):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, epoch + done / n_spots)
-        terms = _step(fabric, model, optimiser, batch.to(fabric.device), recipe, share)
+        terms = learn_batch(fabric, model, optimiser, batch.to(fabric.device), recipe, share)
         spots = batch.spots if batch.scored is None else int(batch.scored.sum())
         done, learned = min(done + batch.spots, n_spots), learned + spots
         for name, value in terms.items():
@@ -56,7 +56,7 @@ def learn_epoch(
     return {name: value / learned for name, value in sums.items()}
 
 
-def _step(
+def learn_batch(
     fabric: Fabric, model: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, recipe: Recipe, share: Share
 ) -> dict[str, float]:
     """Learn from one batch together; returns its loss terms."""
