@@ -167,6 +167,16 @@ def test_two_processes_end_where_one_does(
 
 
 @pytest.mark.slow
+def test_where_one_rank_runs_out_of_memory_all_do_the_batch_again(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 8, "norm": True}
+    assert together(tmp_path / "whole", **settings).returncode == 0
+    done = together(tmp_path / "run", full_at=3, **settings)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == (tmp_path / "whole/weights.safetensors").read_bytes()
+    assert Run.open(tmp_path / "run").facts["recomputed_from_epoch"] == 0
+
+
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path: Path) -> None:
     """With two again it is the run that was never killed, bit for bit; with one it tells of both."""
     settings: dict[str, Any] = {"batch_size": 8, "norm": True}

@@ -1,5 +1,8 @@
 """Memory that runs out: the result does not change, and where it must end one line says why."""
 
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -297,3 +300,57 @@ def test_a_step_that_never_fits_is_one_line_that_names_what_to_lower(
     monkeypatch.setattr(ResNet, "forward", full)
     with refused("out of memory (cpu) in a training step, twice", "--set batch_size=4"):
         fit_small(tmp_path / "run", replace(RECIPE, epochs=1))
+
+
+SCRIPT = """
+import resource, sys, torch
+from hifusion import memory
+from hifusion.inference import predict_regions
+from hifusion.models.hifusion import HiFusion, HiFusionConfig, hifusion_loss
+
+how, limit_mib = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+network = HiFusion(HiFusionConfig(n_genes=10, grids=(1, 2), spot_px=112, region_px=224, width=32))
+network = network.to(memory_format=torch.channels_last)
+region = torch.randint(0, 256, (48, 224, 224, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+def step(spots):
+    optimiser.zero_grad()
+    hifusion_loss(network.train()(region[:spots]), torch.zeros(spots, 10))["total"].backward()
+
+def told(what):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1]) // 1024
+
+optimiser = torch.optim.Adam(network.parameters())
+step(2)
+before = told("VmSize")
+if how == "recompute":
+    memory.recompute(network)
+if limit_mib:
+    resource.setrlimit(resource.RLIMIT_AS, ((before + limit_mib) << 20,) * 2)
+memory.learn(network, lambda: step(48), device=torch.device("cpu"), generator=torch.Generator(),
+             agree=lambda failed: failed, advice="")
+total = sum(float(its.grad.double().abs().sum()) for its in network.parameters())
+print(told("VmPeak") - before, memory.recomputes(network), total.hex())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process can be held to so much memory")
+def test_a_step_that_really_runs_out_of_memory_ends_with_the_same_gradients() -> None:
+    """Held to half way between what the step needs and what it needs when it keeps no activations."""
+    # Freed blocks are to go back to the system at once: the limit is on addresses, used or not.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+
+    def tried(how: str, limit_mib: int) -> tuple[int, str, str]:
+        words = [sys.executable, "-c", SCRIPT, how, str(limit_mib)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        peak, recomputed, gradients = done.stdout.split()
+        return int(peak), recomputed, gradients
+
+    plain, without = tried("keep", 0), tried("recompute", 0)
+    assert without[0] < plain[0]
+    limited = tried("keep", (plain[0] + without[0]) // 2)
+    assert (plain[1], limited[1]) == ("False", "True")
+    assert limited[2] == plain[2] == without[2]

@@ -16,6 +16,7 @@ from torch import nn
 
 from hifusion import devices, epochs, training
 from hifusion.configuration import Recipe
+from hifusion.models.resnet import ResNet
 from views import RECIPE, fit_small
 
 
@@ -30,11 +31,21 @@ def recipe_for(*, batch_size: int, norm: bool) -> Recipe:
     return replace(RECIPE, batch_size=batch_size, epochs=2, lr=RECIPE.lr if norm else 1e-4, model=model)
 
 
-def main(out: Path, *, batch_size: int, norm: bool, kill_at: int = 0, resume: bool = False, ranks: int = 1) -> None:
+def main(
+    out: Path,
+    *,
+    batch_size: int,
+    norm: bool,
+    kill_at: int = 0,
+    full_at: int = 0,
+    resume: bool = False,
+    ranks: int = 1,
+) -> None:
     recipe = recipe_for(batch_size=batch_size, norm=norm)
     if not norm:
         nn.BatchNorm2d.forward = without_statistics  # type: ignore[method-assign]
     rank, steps, seen = int(os.environ.get("RANK", "0")), 0, []
+    forward = ResNet.forward
     step, averaged = epochs.learn_batch, devices.average_statistics
 
     def counted(*given: object) -> dict[str, float]:
@@ -44,6 +55,12 @@ def main(out: Path, *, batch_size: int, norm: bool, kill_at: int = 0, resume: bo
             os.kill(os.getpid(), signal.SIGKILL)
         return step(*given)  # type: ignore[arg-type]
 
+    def limited(trunk: ResNet, images: torch.Tensor) -> torch.Tensor:
+        found = forward(trunk, images)
+        if steps == full_at and rank == 1 and trunk.training and not trunk.recompute:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return found
+
     def noted(network: nn.Module, fabric: object) -> None:
         averaged(network, fabric)  # type: ignore[arg-type]
         state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
@@ -51,6 +68,7 @@ def main(out: Path, *, batch_size: int, norm: bool, kill_at: int = 0, resume: bo
 
     epochs.learn_batch = counted  # type: ignore[assignment]
     training.devices.average_statistics = noted
+    ResNet.forward = limited  # type: ignore[method-assign]
     fit_small(out, recipe, device_count=ranks, resume=resume)
     out.with_name(f"{out.name}-rank{rank}.json").write_text(json.dumps(seen))
 
