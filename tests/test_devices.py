@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from fabricate import refused, write_her2st
-from hifusion import api, files, recipes
+from hifusion import api, devices, files, recipes
 from hifusion.checkpoint import Run, load_tensors
 from hifusion.models.hifusion import HiFusion
 from hifusion.models.steps import hifusion_step
@@ -124,6 +125,23 @@ def test_the_first_rank_draws_what_one_device_draws_and_the_others_their_own() -
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     assert drawn(7, 3, 0) == np.random.SeedSequence([7, 3]).generate_state(2)[0] != drawn(7, 3, 1)
+
+
+def test_batch_norm_is_joined_on_cuda_alone_and_keeps_its_names_and_predictions() -> None:
+    """The conversion only: no GPU was there to train on."""
+
+    def fabric(ranks: int, device: str) -> Any:
+        return SimpleNamespace(world_size=ranks, device=torch.device(device))
+
+    torch.manual_seed(0)
+    network, region = HiFusion(RECIPE.model).eval(), torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    before, names = network(region).expression, list(network.state_dict())
+    for ranks, device in ((1, "cuda"), (2, "cpu")):
+        assert not devices.waits_in_forward(devices.joint_statistics(network, fabric(ranks, device)))
+    joined = devices.joint_statistics(network, fabric(2, "cuda"))
+    assert devices.waits_in_forward(joined) and list(joined.state_dict()) == names
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in joined.modules())
+    assert torch.equal(joined(region).expression, before)
 
 
 @pytest.mark.parametrize(
