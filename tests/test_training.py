@@ -185,7 +185,7 @@ def test_selection_keeps_the_epoch_it_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: Any, errors: list[float], kept: int
 ) -> None:
     given = iter(errors)
-    monkeypatch.setattr(training, "_mse", lambda *_: next(given))
+    monkeypatch.setattr(training, "validation_mse", lambda *_: next(given))
     run = fit_small(tmp_path / "run", replace(RECIPE, selection=selection))
     assert run.facts["best_epoch"] == kept
     assert run.facts["validation_mse"] == errors[kept]
@@ -294,7 +294,7 @@ def test_a_diverging_loss_is_one_line_and_leaves_no_complete_run(tmp_path: Path)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
 def test_a_diverged_validation_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    monkeypatch.setattr(training, "_mse", lambda *_: value)
+    monkeypatch.setattr(training, "validation_mse", lambda *_: value)
     assert "the validation MSE is" in refused(tmp_path / "run")
 
 

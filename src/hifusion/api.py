@@ -9,8 +9,10 @@ from anndata import AnnData
 
 from hifusion import (
     benchmarking,
+    contest,
     describe,
     downloading,
+    estimating,
     evaluation,
     exporting,
     figures,
@@ -79,9 +81,15 @@ def train(
     validation: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
+    devices: int | str = 1,
+    nodes: int = 1,
+    recompute: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Train on a store and leave a run folder; see :func:`hifusion.training.train`."""
+    """Train on a store and leave a run folder; see :func:`hifusion.training.train`.
+
+    With several devices call it from a script or the command line, which then runs once for each of them.
+    """
     wanted = recipes.recipe(recipe, source, overrides)
     return training.train(
         Cohort.open(data),
@@ -91,8 +99,26 @@ def train(
         validation=validation,
         seed=seed,
         resume=resume,
+        device_count=devices,
+        nodes=nodes,
+        recompute=recompute,
         progress=progress,
     )
+
+
+def train_costs(
+    data: Path,
+    *,
+    recipe: str = "quick",
+    source: str | None = None,
+    overrides: Sequence[str] = (),
+    sections: Sequence[str] | None = None,
+    validation: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What :func:`train` will cost, from ten seconds of real steps; see :func:`hifusion.estimating.training_costs`."""
+    wanted = recipes.recipe(recipe, source, overrides)
+    return estimating.training_costs(Cohort.open(data), wanted, sections=sections, validation=validation, seed=seed)
 
 
 def evaluate(
@@ -135,6 +161,40 @@ def evaluate(
         leak_check=leak_check,
         progress=progress,
     )
+
+
+def evaluate_costs(
+    data: Path,
+    *,
+    protocol: str,
+    models: Sequence[str] = ("hifusion",),
+    recipe: str = "quick",
+    source: str | None = None,
+    overrides: Sequence[str] = (),
+    panel: str | None = None,
+    sections: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    with_nulls: bool = True,
+    with_shuffled: bool = True,
+    leak_check: bool = True,
+) -> dict[str, Any]:
+    """What :func:`evaluate` will cost, from ten seconds of real steps of each network.
+
+    See :func:`hifusion.estimating.evaluation_costs`.
+    """
+    base = recipes.recipe_for("hifusion", recipe, source, overrides)
+    planned = contest.Contest.plan(
+        Cohort.open(data, sections),
+        protocol,
+        models,
+        recipes.recipes_for(models, recipe, source, overrides),
+        base=replace(base, panel=panel) if panel else base,
+        seeds=seeds,
+        with_nulls=with_nulls,
+        with_shuffled=with_shuffled,
+        leak_check=leak_check,
+    )
+    return estimating.evaluation_costs(planned)
 
 
 def download(

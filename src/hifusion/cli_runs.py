@@ -8,14 +8,19 @@ import typer
 
 from hifusion.console import Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
 from hifusion.errors import InputError
+from hifusion.ranks import is_first
 
 app = typer.Typer()
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only say what it will cost: time, memory, disk. Ten seconds of real steps each."),
+]
 
 
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="Patch store.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder.")] = None,
     recipe: Recipe = "quick",
     source: Source = None,
     overrides: Set = None,
@@ -25,6 +30,14 @@ def train(
     ] = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    devices: Annotated[
+        str, typer.Option(help="Devices a node that share every batch: a number, or auto for every GPU.")
+    ] = "1",
+    nodes: Annotated[int, typer.Option(help="Nodes, each started by torchrun or srun (docs/devices.md).")] = 1,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Less memory, a third slower, the same result. On by itself if need be.")
+    ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train a network on a store and leave a self-contained run folder.
@@ -33,6 +46,22 @@ def train(
     """
     from hifusion import api
 
+    if dry_run:
+        if (devices, nodes) != ("1", 1):
+            raise InputError("--dry-run tries one device; leave --devices and --nodes out")
+        facts = api.train_costs(
+            data,
+            recipe=recipe,
+            source=source,
+            overrides=overrides or (),
+            sections=listed(sections),
+            validation=listed(validation) or (),
+            seed=seed,
+        )
+        show(facts, as_json)
+        return
+    if out is None:
+        raise InputError("train needs a place for the run; give one with -o")
     with progress_bar() as report:
         run = api.train(
             data,
@@ -44,9 +73,13 @@ def train(
             validation=listed(validation) or (),
             seed=seed,
             resume=resume,
+            devices=devices,
+            nodes=nodes,
+            recompute=recompute,
             progress=report,
         )
-    show(api.info(run.root), as_json)
+    if is_first():
+        show(api.info(run.root), as_json)
 
 
 @app.command()
@@ -75,6 +108,7 @@ def evaluate(
         bool, typer.Option(help="Train the shuffled null too (as long as one seed of the network).")
     ] = True,
     leak_check: Annotated[bool, typer.Option(help="Refuse folds that leak.")] = True,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Score models by a protocol, with every null beside them.
@@ -84,6 +118,23 @@ def evaluate(
     from hifusion import api, reporting
 
     models = model or ["hifusion"]
+    if dry_run:
+        facts = api.evaluate_costs(
+            data,
+            protocol=protocol,
+            models=models,
+            recipe=recipe,
+            source=source,
+            overrides=overrides or (),
+            panel=panel,
+            sections=listed(sections),
+            seeds=numbers("--seeds", seeds),
+            with_nulls=nulls,
+            with_shuffled=shuffled,
+            leak_check=leak_check,
+        )
+        show(facts, as_json)
+        return
     with progress_bar() as report:
         result = api.evaluate(
             data,

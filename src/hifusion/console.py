@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from hifusion.errors import InputError
+from hifusion.ranks import is_first
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Recipe = Annotated[str, typer.Option(help="her2st_2d, her2st_3d, stdata_2d, stdata_3d, quick or tiny.")]
@@ -70,7 +71,7 @@ class _Rate(ProgressColumn):
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with rate and time left on a terminal; elsewhere a line every half minute, for log files."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not is_first():
         yield _lines(console)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

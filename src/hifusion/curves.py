@@ -14,6 +14,9 @@ from hifusion.plots import check_out, save
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
+NO_TERMS = ("epoch", "lr", "validation_mse", "seconds", "spots_per_s", "devices", "recomputed")
+"""Columns of ``log.csv`` beside the loss terms."""
+
 
 def plot_learning(run: Path, out: Path, *, dpi: int = 150) -> Path:
     """Draw what a run's ``log.csv`` holds against the epoch: the loss terms, and the validation MSE.
@@ -26,7 +29,7 @@ def plot_learning(run: Path, out: Path, *, dpi: int = 150) -> Path:
     check_out(out, dpi)
     log = _read_table(Path(run) / "log.csv", ("epoch", "validation_mse"), "train first, with `hifusion train`")
     facts = files.read_json(Path(run) / "run.json")
-    terms = [name for name in log.columns if name not in ("epoch", "lr", "validation_mse", "seconds", "spots_per_s")]
+    terms = [name for name in log.columns if name not in NO_TERMS]
     best = facts.get("best_epoch", log["epoch"][log["validation_mse"].argmin()])
     kept = log[log["epoch"] == best]
     figure = Figure(figsize=(8, 3.2), layout="constrained", facecolor="white")

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hifusion.cohort import SectionView
 from hifusion.errors import InputError
+from hifusion.ranks import ALONE, Share
 from hifusion.slide import Slide
 
 # Side of a validation block: wider than a region patch reaches, so that most of a block sees no training pixel.
@@ -26,6 +27,8 @@ class SpotBatch(NamedTuple):
     """float32 ``(B, G)``."""
     parts: list[tuple[SectionView, np.ndarray]]
     """Sections and rows of the spots, in order."""
+    of: int
+    """Spots of the whole batch, of which these may be a share."""
 
 
 def read_regions(view: SectionView, rows: np.ndarray, region_px: int | None = None) -> Tensor:
@@ -104,6 +107,7 @@ def batches(
     augment: bool,
     generator: torch.Generator,
     region_px: int | None = None,
+    share: Share = ALONE,
 ) -> Iterator[SpotBatch]:
     """Every chosen spot once, in an order and with turns drawn from ``generator``.
 
@@ -117,6 +121,8 @@ def batches(
         Keep the spots of a batch within one section, sections in random order; else mix them.
     region_px
         See :func:`read_regions`.
+    share
+        Whose rows of every batch are wanted, of those who draw the same batches; only these are read.
     """
     owner = np.concatenate([np.full(len(chosen), i) for i, chosen in enumerate(rows)])
     spot = np.concatenate(rows)
@@ -129,12 +135,16 @@ def batches(
         groups = [order]
     for group in groups:
         for chosen in _chunks(group, batch_size):
+            of = len(chosen)
+            choice = torch.rand(of, 3, generator=generator) < 0.5 if augment else None
+            own = share.rows(of)
+            chosen = chosen[np.argsort(owner[chosen], kind="stable")][own]
             parts = [(views[i], spot[chosen][owner[chosen] == i]) for i in np.unique(owner[chosen])]
             region = torch.cat([read_regions(view, its, region_px) for view, its in parts])
             target = np.concatenate([view.expression[its] for view, its in parts])
-            if augment:
-                region = flip_and_turn(region, torch.rand(len(region), 3, generator=generator) < 0.5)
-            yield SpotBatch(region.contiguous(memory_format=torch.channels_last), torch.from_numpy(target), parts)
+            if choice is not None:
+                region = flip_and_turn(region, choice[own])
+            yield SpotBatch(region.contiguous(memory_format=torch.channels_last), torch.from_numpy(target), parts, of)
 
 
 def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -69,6 +69,7 @@ def _run_info(path: Path) -> dict[str, Any]:
         "genes": len(run.panel.genes),
         "panel_rule": run.panel.rule,
         **{key: run.facts[key] for key in shown},
+        "devices": run.facts.get("devices", [1]),  # runs of earlier versions had one
     }
 
 

@@ -1,83 +1,118 @@
-"""How long a benchmark will take: a few real steps of each network, multiplied up."""
+"""How long a training, an evaluation or a job of a benchmark will take, and what it needs."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hifusion.cohort import SectionView
+from hifusion.cohort import Cohort
+from hifusion.configuration import Recipe
 from hifusion.contest import Contest, Job
-from hifusion.inference import best_device, fast_network, forward_batches, resolve_precision
-from hifusion.models import MODELS
+from hifusion.inference import best_device, resolve_precision
+from hifusion.probing import BUDGET_S, Probe, probe
 from hifusion.protocols import Fold
-from hifusion.surroundings import Spots, Surroundings
-from hifusion.training import split
+from hifusion.surroundings import Spots
+from hifusion.training import check_patches, chosen, split
 
-_WINDOWS = 8  # of which the frozen encoder's time is taken
+_MIB = 1 << 20
 
 
-class _Dry(Surroundings):
-    """Surroundings whose frozen features are made up, and counted."""
+def training_costs(
+    cohort: Cohort,
+    recipe: Recipe,
+    *,
+    sections: Sequence[str] | None = None,
+    validation: Sequence[str] = (),
+    seed: int = 0,
+    budget_s: float = BUDGET_S,
+) -> dict[str, Any]:
+    """What :func:`hifusion.training.train` with these arguments will cost on one device, from a few real steps.
 
-    windows: int = 0
-    side_px: int = 0
+    Returns
+    -------
+    dict
+        ``seconds`` of the whole and ``seconds_per_epoch``; ``memory_mib`` at most, of the GPU where there is one;
+        ``disk_mib`` of the run folder, and ``disk_while_training_mib`` at most; what it was taken for.
+    """
+    check_patches(recipe, cohort.store)
+    panel, train, held = chosen(cohort, recipe, sections, validation)
+    recipe = recipe.sized(len(panel.genes))
+    trained, held_out = split(recipe, train, held, seed)
+    found = probe(recipe, trained, held_out, budget_s=budget_s)
+    seconds = found.seconds(recipe, trained, held_out)
+    return {
+        "recipe": recipe.name,
+        "network": recipe.network,
+        "train_spots": sum(len(rows) for _, rows in trained),
+        "validation_spots": sum(len(rows) for _, rows in held_out),
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "seconds": _rounded(seconds + found.features_s),
+        "seconds_per_epoch": _rounded(seconds / recipe.epochs),
+        "memory_mib": _rounded(found.memory_mib),
+        "disk_mib": _rounded(found.run_mib),
+        "disk_while_training_mib": _rounded(found.training_mib),
+        "recomputed": found.recomputed,
+        "device": str(best_device()),
+        "precision": resolve_precision(recipe.precision, best_device()),
+    }
 
-    def features(self, view: SectionView, side_px: int, width: int, centres_px: np.ndarray | None = None) -> Tensor:
-        places = view.centres_px if centres_px is None else centres_px
-        self.windows, self.side_px = self.windows + len(places), max(self.side_px, side_px)
-        return torch.zeros(len(places), width).normal_(generator=torch.Generator().manual_seed(0))
+
+def evaluation_costs(contest: Contest, *, budget_s: float = BUDGET_S) -> dict[str, Any]:
+    """What the networks of an evaluation will cost one after the other, from a few real steps of each.
+
+    Returns
+    -------
+    dict
+        As :func:`training_costs`, with ``seconds_by_model``. Nulls and simple rivals are not counted: they take seconds
+        to minutes, and of the disk only their predictions.
+    """
+    probes: dict[str, Probe] = {}
+    seconds: dict[str, float] = {}
+    disk = 0.0
+    trainings = 0
+    for fold in contest.folds:
+        its = contest.data_of(fold)
+        for job in contest.jobs:
+            disk += sum(2 * view.expression.nbytes for view in its.tested) / _MIB  # predicted, measured beside
+            if job.seed is None:
+                continue
+            recipe, parts = _parts(contest, job, fold)
+            if recipe.network not in probes:
+                probes[recipe.network] = probe(recipe, *parts, budget_s=budget_s)
+                seconds[job.model] = probes[recipe.network].features_s
+            found = probes[recipe.network]
+            seconds[job.model] = seconds.get(job.model, 0.0) + found.seconds(recipe, *parts)
+            disk, trainings = disk + found.run_mib, trainings + 1
+    return {
+        "folds": len(contest.folds),
+        "trainings": trainings,
+        "seconds": _rounded(sum(seconds.values())),
+        "seconds_by_model": {model: _rounded(value) for model, value in seconds.items()},
+        "memory_mib": _rounded(max((its.memory_mib for its in probes.values()), default=0.0)),
+        "disk_mib": _rounded(disk),
+        "recomputed": [network for network, its in probes.items() if its.recomputed],
+        "device": str(best_device()),
+        "not_counted": [job.model for job in contest.jobs if job.seed is None],
+        "not_run": contest.not_run,
+    }
 
 
 def job_seconds(contest: Contest, job: Job, fold: Fold) -> float:
     """Estimated seconds of one network in one fold: training, validation after each epoch, the tested sections."""
-    its, recipe = contest.data_of(fold), contest.recipe_of(job)
-    recipe = recipe.sized(len(its.panel.genes))
+    recipe, parts = _parts(contest, job, fold)
+    found = probe(recipe, *parts, budget_s=0.0)
+    return found.seconds(recipe, *parts) + found.features_s
+
+
+def _parts(contest: Contest, job: Job, fold: Fold) -> tuple[Recipe, tuple[list[Spots], list[Spots], list[Spots]]]:
+    """The sized recipe of a network, its training, validation and tested spots."""
+    its = contest.data_of(fold)
+    recipe = contest.recipe_of(job).sized(len(its.panel.genes))
     trained, held_out = split(recipe, *contest.parts(job, fold), job.seed or 0)
-    tested = [(view, np.arange(len(view.centres_px))) for view in its.tested]
-    surroundings = _Dry(recipe, trained)
-    network: Any = MODELS[recipe.network].module(recipe.model)
-    network = network.to(device=best_device(), memory_format=network.config.memory_format)
-    train_s, predict_s = _probe(network, surroundings, its.tested[0])
-    for view, rows in (*trained, *tested):
-        next(surroundings.batches(view, rows))  # asks for what the whole section needs
-    windows_s = surroundings.windows * _window_s(surroundings) if surroundings.windows else 0.0
-    return recipe.epochs * (_n(trained) * train_s + _n(held_out) * predict_s) + _n(tested) * predict_s + windows_s
+    return recipe, (trained, held_out, [(view, np.arange(len(view.centres_px))) for view in its.tested])
 
 
-def _n(spots: Sequence[Spots]) -> int:
-    return sum(len(rows) for _, rows in spots)
-
-
-def _probe(network: Any, surroundings: Surroundings, view: SectionView) -> tuple[float, float]:
-    """Seconds a spot of a training step and of a prediction; the second of two counts, the first warms up."""
-    device = best_device()
-    precision = resolve_precision(surroundings.recipe.precision, device)
-    batch = next(surroundings.training_batches(torch.Generator().manual_seed(0))).to(device)
-    network.train()
-    train_s = predict_s = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            terms = MODELS[surroundings.recipe.network].step(network, batch, **surroundings.recipe.loss)
-        terms["total"].backward()
-        train_s = (time.perf_counter() - started) / len(batch.target)
-    if hasattr(network, "set_bank"):
-        network.set_bank(batch.target)
-    region, inputs = surroundings.sample(view)
-    fast = fast_network(network, precision)
-    for _ in range(2):
-        started = time.perf_counter()
-        next(forward_batches(fast, [(region, inputs)], precision=precision))
-        predict_s = (time.perf_counter() - started) / len(region)
-    return train_s, predict_s * (8 if surroundings.recipe.average_symmetries else 1)
-
-
-def _window_s(surroundings: _Dry) -> float:
-    windows = torch.zeros(_WINDOWS, 3, surroundings.side_px, surroundings.side_px, dtype=torch.uint8)
-    surroundings.encoder(windows)
-    started = time.perf_counter()
-    surroundings.encoder(windows)
-    return (time.perf_counter() - started) / _WINDOWS
+def _rounded(value: float) -> float:
+    """To three figures, as much as such an estimate is worth."""
+    return float(f"{value:.3g}")

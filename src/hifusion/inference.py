@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hifusion.memory import in_pieces
 from hifusion.models import for_inference
 from hifusion.models.fused import fast_dtype
 from hifusion.models.symmetries import eight_symmetries
@@ -79,7 +80,7 @@ def forward_batches(
         given = {name: value.to(device) for name, value in inputs.items()}
         views = list(eight_symmetries(region)) if average_symmetries else [region]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            outputs = [model(view, **given) for view in views]
+            outputs = [in_pieces(model, view, given) for view in views]
         mean = (
             torch.stack([getattr(output, name).float() for output in outputs]).mean(0) for name in SpotOutputs._fields
         )

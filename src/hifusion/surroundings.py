@@ -21,13 +21,14 @@ from hifusion.errors import InputError
 from hifusion.expression import normalisation
 from hifusion.features import spot_features, window_features
 from hifusion.inference import SpotOutputs, forward_batches
-from hifusion.models import MODELS
+from hifusion.models import BY_SPOT, MODELS
 from hifusion.models.asign_graphs import nearest_graph, radius_graph, stack_graph, tile_sums, tiles_of
 from hifusion.models.counts import size_factors
 from hifusion.models.exemplars import nearest_exemplars
 from hifusion.models.neighbours import neighbour_graph
 from hifusion.models.steps import Batch
 from hifusion.models.triplex_grid import NEIGHBOURS, grid_cells, neighbour_mask
+from hifusion.ranks import ALONE, Share
 from hifusion.registration import common_frame
 from hifusion.slide import Slide
 
@@ -38,11 +39,6 @@ Spots = tuple[SectionView, np.ndarray]
 TILE_SIDES = {"tile_512": 512 / 224, "tile_1024": 1024 / 224}
 KNOWN_SHARE = 0.25
 EXEMPLARS = 6
-
-_BY_SPOT = frozenset(
-    ("feature", "exemplar_feature", "exemplar_target", "neighbour_features", "neighbour_mask", "section_row")
-)
-"""Inputs with a row for each spot of a batch; all others are of the whole section."""
 
 
 class Surroundings:
@@ -80,8 +76,14 @@ class Surroundings:
         """The frozen encoder of the recipe."""
         return load_encoder(self.recipe.encoder)
 
-    def training_batches(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Every training spot once, in an order and with turns drawn from ``generator``."""
+    def training_batches(self, generator: torch.Generator, share: Share = ALONE) -> Iterator[Batch]:
+        """Every training spot once, in an order and with turns drawn from ``generator``.
+
+        Parameters
+        ----------
+        share
+            Which of the devices that learn together this is: it gets its own rows of every batch.
+        """
         recipe = self.recipe
         views, rows = [view for view, _ in self.train], [rows for _, rows in self.train]
         if self.whole_section:
@@ -97,9 +99,10 @@ class Surroundings:
             augment=recipe.augment,
             generator=generator,
             region_px=self.config.region_px,
+            share=share,
         ):
             inputs = self.inputs(*spots.parts[0]) if self.needs else {}
-            yield Batch(spots.region, spots.target, inputs, {}, None, generator)
+            yield Batch(spots.region, spots.target, inputs, {}, None, generator, spots.of)
 
     def batches(self, view: SectionView, rows: np.ndarray) -> Iterator[tuple[Tensor, dict[str, Tensor], np.ndarray]]:
         """Regions and inputs that predict some spots of a section, and which rows of the output they are."""
@@ -124,7 +127,7 @@ class Surroundings:
             return {}
         chosen = torch.from_numpy(rows)
         found = self._kept_of((view,))
-        return {name: value[chosen] if name in _BY_SPOT else value for name, value in found.items()}
+        return {name: value[chosen] if name in BY_SPOT else value for name, value in found.items()}
 
     def _kept_of(self, stack: Sequence[SectionView]) -> dict[str, Tensor]:
         key = tuple(view.name for view in stack)

@@ -1,11 +1,9 @@
 """The one training loop."""
 
-import csv
 import dataclasses
-import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hifusion import checkpoint, data, files
+from hifusion import checkpoint, data, devices, files, memory, run_folder
 from hifusion.allocator import keep_freed_memory
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
-from hifusion.configuration import Recipe, from_dict
+from hifusion.configuration import Recipe
+from hifusion.epochs import Progress, learn_epoch, refuse_diverged, validation_mse
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.inference import best_device, fast_network, resolve_precision
@@ -26,14 +25,16 @@ from hifusion.metrics import lattice_weights
 from hifusion.models import MODELS
 from hifusion.models.inputs import pixel_statistics
 from hifusion.novelty import fit_novelty
-from hifusion.optimisers import OPTIMISERS, learning_rate
+from hifusion.optimisers import OPTIMISERS
+from hifusion.ranks import asked
 from hifusion.store import Store
 from hifusion.surroundings import Spots, Surroundings, predict_spots
 
-# Of a loss or MSE in squared units of expression, which itself stays below 15 in either normalisation.
-DIVERGED = 1e6
-
-Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
+_ACROSS_SPOTS = {
+    "bleep": "the contrast between the spots of a batch",
+    "egn": "the correlation over the spots of a batch",
+}
+"""Networks whose loss is no mean over spots, and what it is of."""
 
 
 def train(
@@ -45,6 +46,9 @@ def train(
     validation: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
+    device_count: int | str = 1,
+    nodes: int = 1,
+    recompute: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train on sections of a cohort; the panel is chosen on them (on all of the cohort where the recipe says "paper").
@@ -55,12 +59,34 @@ def train(
         Names to train on; all with an image, less ``validation``, where None.
     validation
         Sections to select the epoch on. None: blocks of spots of each training section.
+    device_count, nodes
+        See :func:`hifusion.ranks.asked`; as many as torchrun or srun has started where that started this process.
 
     Raises
     ------
     InputError
-        A section without region patches, or a store whose patches are not what the recipe needs.
+        A section without region patches, a store whose patches are not what the recipe needs, or devices that are not
+        there.
     """
+    wanted = asked(device_count, nodes, torch.cuda.device_count())
+    return fit(
+        recipe,
+        *chosen(cohort, recipe, sections, validation),
+        out,
+        store=cohort.store,
+        seed=seed,
+        resume=resume,
+        device_count=wanted[0],
+        nodes=wanted[1],
+        recompute=recompute,
+        progress=progress,
+    )
+
+
+def chosen(
+    cohort: Cohort, recipe: Recipe, sections: Sequence[str] | None, validation: Sequence[str]
+) -> tuple[GenePanel, list[SectionView], list[SectionView]]:
+    """Panel, training and validation sections of :func:`train`, whose arguments these are."""
     check_patches(recipe, cohort.store)
     with_image = [name for name in cohort.sections if cohort.has_regions(name)]
     names = list(sections) if sections is not None else [name for name in with_image if name not in validation]
@@ -77,17 +103,7 @@ def train(
         )
     panel = cohort.panel(recipe.panel, recipe.panel_size, [*names, *validation])
     views = cohort.views([*names, *validation], panel, recipe.normalisation)
-    return fit(
-        recipe,
-        panel,
-        views[: len(names)],
-        views[len(names) :],
-        out,
-        store=cohort.store,
-        seed=seed,
-        resume=resume,
-        progress=progress,
-    )
+    return panel, views[: len(names)], views[len(names) :]
 
 
 def fit(
@@ -101,6 +117,9 @@ def fit(
     seed: int = 0,
     shuffle_targets: bool = False,
     resume: bool = False,
+    device_count: int = 1,
+    nodes: int = 1,
+    recompute: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train a network and leave a complete run folder.
@@ -116,14 +135,23 @@ def fit(
         The ``shuffled`` null: each section's expression is dealt out anew over its spots before anything else.
     resume
         Go on with the run in ``out``; without it a folder that holds a run is refused.
+    device_count, nodes
+        Devices on each node, and nodes, that learn together; each takes its share of every batch. With more than one
+        device this very command runs once more for each of them, see docs/devices.md.
+    recompute
+        Keep no activations of the trunk for the backward pass: less memory, the same result, about a third slower. It
+        is switched on by itself where memory runs out.
 
     Raises
     ------
     InputError
-        Patches that do not fit the recipe, a folder that holds another run, or a loss that is no longer a number.
+        Patches that do not fit the recipe, a folder that holds another run, a loss that is no longer a number, or too
+        little memory.
     """
     out = Path(out)
     check_patches(recipe, store)
+    if device_count * nodes > 1:
+        _refuse_sharing(recipe, device_count * nodes)
     if shuffle_targets:
         train, validation = shuffled(train, seed), shuffled(validation, seed)
     trained, held_out = split(recipe, train, validation, seed)
@@ -139,65 +167,121 @@ def fit(
         "panel_digest": panel.digest,
         "train": [view.name for view in train],
         "validation": [view.name for view in validation],
-        "data": _digest([*train, *validation]),
+        "data": run_folder.digest([*train, *validation]),
         "train_spots": n_train,
         "validation_spots": sum(len(rows) for _, rows in held_out),
         "spots": _spot_facts(train),
         "precision": precision,
         "device": str(device),
+        "devices": [device_count * nodes],
         "versions": checkpoint.versions(),
     }
-    if _open_folder(out, facts, panel, resume):
-        return Run.open(out)
+    fabric = devices.start(device, device_count, nodes, precision)
+    with devices.ending_together(fabric):
+        if not devices.by_first(fabric, lambda: run_folder.begin(out, facts, panel, resume)):
+            keep_freed_memory()
+            torch.manual_seed(seed)
+            sized = recipe.sized(len(panel.genes))
+            with fabric.rank_zero_first():  # it leaves the features of a frozen encoder in the store for the others
+                surroundings = Surroundings(sized, trained)
+                for view, rows in (*trained, *held_out) if surroundings.needs and fabric.world_size > 1 else ():
+                    next(surroundings.batches(view, rows))
+            network: Any = MODELS[recipe.network].module(sized.model)
+            train_mean = mean_profile(train)
+            _start(network, surroundings, train_mean)
+            if recompute and not memory.recompute(network):
+                raise InputError(f"--recompute: {recipe.network} has no trunk to compute anew; leave it out")
+            network = network.to(memory_format=network.config.memory_format)
+            network = devices.joint_statistics(network, fabric)
+            log = _learn(fabric, network, surroundings, held_out, train_mean, out, facts, resume, progress)
+            devices.by_first(fabric, lambda: _end(out, facts, network, surroundings, held_out, log))
+    return Run.open(out)
 
-    keep_freed_memory()
-    torch.manual_seed(seed)
-    fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
-    sized = recipe.sized(len(panel.genes))
-    surroundings = Surroundings(sized, trained)
-    network: Any = MODELS[recipe.network].module(sized.model)
-    train_mean = mean_profile(train)
-    _start(network, surroundings, train_mean)
-    network = network.to(memory_format=network.config.memory_format)
+
+def _learn(
+    fabric: Fabric,
+    network: Any,
+    surroundings: Surroundings,
+    held_out: Sequence[Spots],
+    train_mean: np.ndarray,
+    out: Path,
+    facts: dict[str, Any],
+    resume: bool,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """Every epoch, the state after each and the best weights written by the first rank; returns the log."""
+    recipe, share, trained = surroundings.recipe, devices.share_of(fabric), surroundings.train
+    n_train, seed, precision = sum(len(rows) for _, rows in trained), facts["seed"], facts["precision"]
     optimiser = OPTIMISERS[recipe.optimiser](network.parameters(), recipe)
     model, optimiser = fabric.setup(network, optimiser)
-
-    log: list[dict[str, Any]] = _restore(out, network, optimiser) if resume else []
+    log: list[dict[str, Any]] = run_folder.restore(out, network, optimiser) if resume else []
+    if log and log[-1].get("recomputed"):
+        memory.recompute(network)
     for epoch in range(len(log), recipe.epochs):
         started = time.perf_counter()
-        terms = _one_epoch(fabric, model, optimiser, surroundings, seed, epoch, progress)
+        terms = learn_epoch(fabric, model, optimiser, surroundings, seed, epoch, progress if share.rank == 0 else None)
         seconds = time.perf_counter() - started
+        devices.average_statistics(network, fabric)
         if hasattr(network, "set_bank"):
             bank = np.concatenate([view.expression[rows] for view, rows in trained])
-            network.set_bank(torch.from_numpy(bank).to(device))
+            network.set_bank(torch.from_numpy(bank).to(fabric.device))
         row = {
             "epoch": epoch,
             "lr": optimiser.param_groups[0]["lr"],
             **terms,
-            "validation_mse": _mse(network, surroundings, held_out, precision),
+            "validation_mse": validation_mse(fabric, network, surroundings, held_out, precision),
             "seconds": round(seconds, 3),
             "spots_per_s": round(n_train / seconds, 3),
+            "devices": share.ranks,
+            "recomputed": memory.recomputes(network),
         }
-        _refuse_diverged(row["validation_mse"], "validation MSE", epoch, recipe.lr)
+        refuse_diverged(row["validation_mse"], "validation MSE", epoch, recipe.lr)
         log.append(row)
-        if _selected(recipe, log) is row:
-            weights = {**network.state_dict(), "train_mean": torch.from_numpy(train_mean.astype(np.float32))}
-            checkpoint.save_tensors(out / "weights.safetensors", weights, {"epoch": str(epoch)})
-        state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
-        state |= checkpoint.optimiser_tensors(optimiser)
-        _write_log(out / "log.csv", log)
-        # Last of the three: a run that is stopped anywhere before it does the epoch again, and writes the same files.
-        checkpoint.save_tensors(out / "last.safetensors", state, {"log": json.dumps(log)})
+        devices.by_first(fabric, lambda: _save_epoch(out, network, optimiser, train_mean, log, recipe))
+    return log
 
-    best = _selected(recipe, log)
+
+def _save_epoch(
+    out: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    train_mean: np.ndarray,
+    log: Sequence[dict[str, Any]],
+    recipe: Recipe,
+) -> None:
+    if _selected(recipe, log) is log[-1]:
+        weights = {**network.state_dict(), "train_mean": torch.from_numpy(train_mean.astype(np.float32))}
+        checkpoint.save_tensors(out / "weights.safetensors", weights, {"epoch": str(log[-1]["epoch"])})
+    state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    state |= checkpoint.optimiser_tensors(optimiser)
+    run_folder.write_log(out / "log.csv", log)
+    # Last of the three: a run that is stopped anywhere before it does the epoch again, and writes the same files.
+    checkpoint.save_tensors(out / "last.safetensors", state, {"log": json.dumps(log)})
+
+
+def _end(
+    out: Path,
+    facts: dict[str, Any],
+    network: nn.Module,
+    surroundings: Surroundings,
+    held_out: Sequence[Spots],
+    log: Sequence[dict[str, Any]],
+) -> None:
+    best = _selected(surroundings.recipe, log)
     selected, _ = checkpoint.load_tensors(out / "weights.safetensors")
     network.load_state_dict({name: tensor for name, tensor in selected.items() if name != "train_mean"})
-    _save_novelty(out, network, surroundings, held_out, precision)
-    facts |= {"train_seconds": round(sum(row["seconds"] for row in log), 3)}
-    facts |= {"state": "complete", "best_epoch": best["epoch"], "validation_mse": best["validation_mse"]}
+    _save_novelty(out, network, surroundings, held_out, facts["precision"])
+    recomputed = [row["epoch"] for row in log if row.get("recomputed")]
+    facts = facts | {
+        "devices": sorted({row.get("devices", 1) for row in log}),
+        "recomputed_from_epoch": recomputed[0] if recomputed else None,
+        "train_seconds": round(sum(row["seconds"] for row in log), 3),
+        "state": "complete",
+        "best_epoch": best["epoch"],
+        "validation_mse": best["validation_mse"],
+    }
     files.write_json(out / "run.json", facts)
     (out / "last.safetensors").unlink()
-    return Run.open(out)
 
 
 def split(
@@ -253,6 +337,17 @@ def _dealt(view: SectionView, order: np.ndarray) -> SectionView:
     return dataclasses.replace(view, expression=view.expression[order], counts=counts, total_counts=total)
 
 
+def _refuse_sharing(recipe: Recipe, ranks: int) -> None:
+    """Refuse several devices for a network of which one step cannot be shared out."""
+    if MODELS[recipe.network].module.whole_section:  # type: ignore[attr-defined]
+        reason = "takes whole sections a step"
+    elif recipe.network in _ACROSS_SPOTS:
+        reason = f"learns from {_ACROSS_SPOTS[recipe.network]}"
+    else:
+        return
+    raise InputError(f"{recipe.network} {reason}, which {ranks} devices cannot share; train it on one (--devices 1)")
+
+
 def _start(network: Any, surroundings: Surroundings, train_mean: np.ndarray) -> None:
     """What a network is told of its training spots before it learns."""
     recipe = surroundings.recipe
@@ -268,61 +363,9 @@ def _start(network: Any, surroundings: Surroundings, train_mean: np.ndarray) -> 
         network.start_at(torch.from_numpy(train_mean))
 
 
-def _one_epoch(
-    fabric: Fabric,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    surroundings: Surroundings,
-    seed: int,
-    epoch: int,
-    progress: Progress | None,
-) -> dict[str, float]:
-    """Train over every spot once; returns the mean of each loss term over the spots."""
-    draw = np.random.SeedSequence([seed, epoch]).generate_state(2)
-    torch.manual_seed(int(draw[0]))  # dropout
-    generator = torch.Generator().manual_seed(int(draw[1]))  # order and turns
-    model.train()
-    recipe = surroundings.recipe
-    step = MODELS[recipe.network].step
-    sums: dict[str, float] = {}
-    n_spots, done, learned = sum(len(rows) for _, rows in surroundings.train), 0, 0
-    for batch in surroundings.training_batches(generator):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, epoch + done / n_spots)
-        terms = step(model, batch.to(fabric.device), **recipe.loss)
-        optimiser.zero_grad(set_to_none=True)
-        fabric.backward(terms["total"])
-        optimiser.step()
-        spots = len(batch.target) if batch.scored is None else int(batch.scored.sum())
-        done, learned = min(done + len(batch.target), n_spots), learned + spots
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) * spots
-        _refuse_diverged(float(terms["total"].detach()), "training loss", epoch, recipe.lr)
-        if progress:
-            what = f"epoch {epoch + 1}/{recipe.epochs} loss {sums['total'] / learned:.3f}"
-            progress(what, epoch * n_spots + done, recipe.epochs * n_spots)
-    return {name: value / learned for name, value in sums.items()}
-
-
-def _refuse_diverged(value: float, what: str, epoch: int, lr: float) -> None:
-    if not value < DIVERGED:  # NaN is not below anything
-        raise InputError(
-            f"the {what} is {value:.3g} in epoch {epoch}: training diverged; start anew in another folder with a lower "
-            f"rate, for example --set lr={lr / 3:.0e}"
-        )
-
-
 def _selected(recipe: Recipe, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The epoch whose weights are kept: of those with the lowest validation MSE the first, or the last of all."""
     return log[-1] if recipe.selection == "last" else min(log, key=lambda row: row["validation_mse"])
-
-
-def _mse(network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str) -> float:
-    errors, fast = [], fast_network(network, precision)
-    for view, rows in held_out:
-        predicted = predict_spots(fast, surroundings, view, rows, precision).expression
-        errors.append((predicted - view.expression[rows]).ravel())
-    return float(np.mean(np.square(np.concatenate(errors), dtype=np.float64)))
 
 
 def _save_novelty(
@@ -337,61 +380,3 @@ def _save_novelty(
     fitted = fit_novelty(embeddings(surroundings.train), embeddings(held_out))
     tensors = {"mean": torch.from_numpy(fitted.mean), "factor": torch.from_numpy(fitted.factor)}
     checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
-
-
-def _open_folder(out: Path, facts: dict[str, Any], panel: GenePanel, resume: bool) -> bool:
-    """Start a run folder, or check that the one there is this very run; True where that is already complete."""
-    if not (out / "run.json").exists():
-        (out / "last.safetensors").unlink(missing_ok=True)  # of a run whose run.json was deleted
-        panel.save(out / "panel.json")
-        files.write_json(out / "run.json", facts)  # last: a folder with it is a whole one
-        return False
-    if not resume:
-        raise InputError(f"{out}: holds a run already; go on with --resume, or give another folder")
-    before = files.read_json(out / "run.json")
-    there, here = _settings({"data": facts["data"], **before}), _settings(facts)  # older runs do not tell their data
-    changed = [f"{key} ({there.get(key)} there, {here.get(key)} given)" for key in here if there.get(key) != here[key]]
-    if changed:
-        raise InputError(
-            f"{out}: the run there differs in {', '.join(changed)}; resume with the same settings, "
-            "or give another folder"
-        )
-    if before["state"] != "complete":
-        return False
-    (out / "last.safetensors").unlink(missing_ok=True)  # of a run that was stopped while it ended
-    return True
-
-
-def _digest(views: Sequence[SectionView]) -> str:
-    """Of what was measured, and where."""
-    parts = [part for view in views for part in (view.image_digest.encode(), view.expression, view.centres_px)]
-    return files.digest(*(part if isinstance(part, bytes) else np.ascontiguousarray(part).data for part in parts))[:16]
-
-
-def _settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """What two trainings must share to be the same run; the recipe and its network value by value."""
-    keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision", "data")
-    # Through a recipe, so that one written by an older version has today's new values at their defaults.
-    recipe = dataclasses.asdict(from_dict(facts["recipe"]))
-    for group in ("model", "loss"):
-        recipe |= {f"{group}.{key}": value for key, value in recipe.pop(group).items()}
-    return {key: facts.get(key) for key in keys} | {f"recipe.{key}": value for key, value in recipe.items()}
-
-
-def _restore(out: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    if not (out / "last.safetensors").exists():
-        return []  # stopped within its first epoch
-    tensors, facts = checkpoint.load_tensors(out / "last.safetensors")
-    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    network.load_state_dict(weights)
-    checkpoint.restore_optimiser(optimiser, tensors)
-    log: list[dict[str, Any]] = json.loads(facts["log"])
-    return log
-
-
-def _write_log(path: Path, log: Sequence[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(log[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(log)
-    files.write_text(path, text.getvalue())

@@ -48,6 +48,11 @@ class Model(NamedTuple):
         return not {"exemplar_target", "known_expression"}.isdisjoint(self.needs)
 
 
+BY_SPOT = frozenset(
+    ("feature", "exemplar_feature", "exemplar_target", "neighbour_features", "neighbour_mask", "section_row")
+)
+"""Inputs with a row for each spot of a batch; all others are of the whole section."""
+
 MODELS: dict[str, Model] = {
     "hifusion": Model(HiFusionConfig, HiFusion, steps.hifusion_step),
     "stnet": Model(STNetConfig, STNet, steps.stnet_step),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.inputs import PatchConfig, z_scored
+from hifusion.models.recomputation import recomputed
 
 ENCODERS: dict[str, tuple[int, ...]] = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2)}
 """Encoder name -> basic blocks in each of the four stages."""
@@ -125,6 +126,9 @@ class ResNet(nn.Module):
         What the stages are made of: `BasicBlock`, or `Bottleneck` for ResNet-50.
     """
 
+    recompute: bool = False
+    """Keep no activations within stem and stages for the backward pass: less memory, the same gradients."""
+
     def __init__(
         self, blocks: tuple[int, ...], width: int = 64, block: type[BasicBlock] | type[Bottleneck] = BasicBlock
     ):
@@ -142,8 +146,16 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        x = torch.relu_(self.maxpool(self.bn1(self.conv1(images))))  # the same either way, and a quarter of the values
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.recompute and torch.is_grad_enabled():
+            x = recomputed(self._stem, images, [self.bn1])
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                x = recomputed(stage, x, [stage])
+            return x
+        return self.layer4(self.layer3(self.layer2(self.layer1(self._stem(images)))))
+
+    def _stem(self, images: Tensor) -> Tensor:
+        # The maximum first: the same values, and a quarter as many of them for the ReLU.
+        return torch.relu_(self.maxpool(self.bn1(self.conv1(images))))
 
 
 def _stage(

@@ -32,6 +32,13 @@ class Batch(NamedTuple):
     """bool (B,), the spots to learn from; all where None."""
     generator: torch.Generator
     """On the CPU, for random copies."""
+    of: int | None = None
+    """Spots of the whole batch, where these are the share of one of several devices."""
+
+    @property
+    def spots(self) -> int:
+        """Spots of the whole batch."""
+        return len(self.target) if self.of is None else self.of
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
