@@ -233,7 +233,7 @@ def _learn(
             "seconds": round(seconds, 3),
             "spots_per_s": round(n_train / seconds, 3),
             "devices": share.ranks,
-            "recomputed": memory.recomputes(network),
+            "recomputed": int(memory.recomputes(network)),
         }
         refuse_diverged(row["validation_mse"], "validation MSE", epoch, recipe.lr)
         log.append(row)
