@@ -1,5 +1,8 @@
 """Batches, augmentation and the split of a section's spots."""
 
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hifusion.data import BLOCK_PITCHES, SpotBatch, batches, flip_and_turn, read_regions, split_spots
+from hifusion.data import BLOCK_PITCHES, SpotBatch, ahead, batches, flip_and_turn, read_regions, split_spots
 from hifusion.errors import InputError
 from views import array_px, make_view, numbered_views
 
@@ -190,3 +193,40 @@ def test_a_split_follows_its_seed() -> None:
 def test_a_section_of_one_block_cannot_be_split() -> None:
     with pytest.raises(InputError, match="A1: its 9 spots lie in one block and cannot be split; give a validation"):
         split_spots(make_view("A1", 9, centres_px=array_px(9, side=3)), 0.2, 0)
+
+
+def test_items_made_ahead_are_the_same_in_the_same_order() -> None:
+    made: list[int] = []
+
+    def making() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    items = ahead(making(), 2)
+    assert next(items) == 0
+    deadline = time.monotonic() + 10
+    while len(made) < 4 and time.monotonic() < deadline:  # two wait, the third is at the door
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == 4
+    assert list(items) == list(range(1, 20))
+
+
+def test_what_goes_wrong_while_items_are_made_ahead_is_raised_in_its_turn() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise InputError("the slide is gone")
+
+    items = ahead(failing())
+    assert next(items) == 1
+    with pytest.raises(InputError, match="the slide is gone"):
+        next(items)
+
+
+def test_no_thread_is_left_where_items_made_ahead_are_not_all_taken() -> None:
+    before = threading.active_count()
+    items = ahead(iter(range(1000)))
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before

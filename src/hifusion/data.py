@@ -1,8 +1,10 @@
 """Batches of region patches and their expression, augmentation, and the split of a section's spots."""
 
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from hifusion.cohort import SectionView
 from hifusion.errors import InputError
 from hifusion.ranks import ALONE, Share
 from hifusion.slide import Slide
+
+T = TypeVar("T")
 
 # Side of a validation block: wider than a region patch reaches, so that most of a block sees no training pixel.
 BLOCK_PITCHES = 3.0
@@ -145,6 +149,46 @@ def batches(
             if choice is not None:
                 region = flip_and_turn(region, choice[own])
             yield SpotBatch(region.contiguous(memory_format=torch.channels_last), torch.from_numpy(target), parts, of)
+
+
+def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
+    """The same items, up to ``count`` of them made ahead by a thread while the one before is worked on.
+
+    What making one raises is raised here, in its turn.
+    """
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return made.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except Exception as error:  # noqa: BLE001  # raised in the thread that works
+            put(None, error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _chunks(order: np.ndarray, size: int) -> list[np.ndarray]:

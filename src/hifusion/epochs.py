@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hifusion import devices, memory
+from hifusion import data, devices, memory
 from hifusion.configuration import Recipe
 from hifusion.errors import InputError
 from hifusion.inference import fast_network
@@ -42,7 +42,10 @@ def learn_epoch(
     recipe = surroundings.recipe
     sums: dict[str, float] = {}
     n_spots, done, learned = sum(len(rows) for _, rows in surroundings.train), 0, 0
-    for batch in surroundings.training_batches(generator, share):
+    batches = surroundings.training_batches(generator, share)
+    if fabric.device.type == "cuda" and not surroundings.needs:  # a CPU has no time to spare while it computes
+        batches = data.ahead(batch.pinned() for batch in batches)
+    for batch in batches:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, epoch + done / n_spots)
         terms = learn_batch(fabric, model, optimiser, batch.to(fabric.device), recipe, share)

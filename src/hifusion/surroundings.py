@@ -102,7 +102,8 @@ class Surroundings:
             share=share,
         ):
             inputs = self.inputs(*spots.parts[0]) if self.needs else {}
-            yield Batch(spots.region, spots.target, inputs, {}, None, generator, spots.of)
+            # Not the generator of the order: batches may be made ahead of the one that is learned from.
+            yield Batch(spots.region, spots.target, inputs, {}, None, torch.Generator(), spots.of)
 
     def batches(self, view: SectionView, rows: np.ndarray) -> Iterator[tuple[Tensor, dict[str, Tensor], np.ndarray]]:
         """Regions and inputs that predict some spots of a section, and which rows of the output they are."""
