@@ -32,7 +32,7 @@ from hifusion.tissue import TissueMask, find_tissue, read_mask, write_mask
 
 Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
 FINE_ENOUGH = 0.8  # slide pixels per patch pixel: below, a patch shows less than those of training did
-PROBE_BATCHES = 3  # timed for the estimate, after one that warms up
+PROBE_BATCHES = 1  # timed for the estimate, after one that warms up
 
 
 @dataclass(frozen=True)

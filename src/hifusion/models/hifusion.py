@@ -306,7 +306,8 @@ def standardise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     batch, channels, height, width = pixels.shape
     rows, count = pixels.permute(0, 2, 3, 1).reshape(batch, height, width * channels), height * width
     out = torch.empty(rows.shape, dtype=dtype, device=pixels.device)
-    at_once = 1 if pixels.device.type == "cpu" else batch  # one image stays in a CPU's caches
+    # About one region at a time stays in a CPU's caches.
+    at_once = max(1, 448 * 448 // count) if pixels.device.type == "cpu" else batch
     for some, to in zip(rows.split(at_once), out.split(at_once), strict=True):
         image = some.to(torch.float32).sub_(128)
         total, square = (_column_sums(its).view(-1, width, channels).sum(1) for its in (image, image.square()))
