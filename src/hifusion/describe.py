@@ -115,6 +115,7 @@ EXTRAS = {
     "registration": "SimpleITK",
     "labels": "sklearn",
     "download": "pooch",
+    "cluster": "dask_jobqueue",
 }
 
 
