@@ -12,6 +12,7 @@
 The same command goes on: it does what is not done, and what failed it tries again.
 """
 
+import itertools
 import random
 import secrets
 import shutil
@@ -50,6 +51,7 @@ PATIENCE_S = 300.0  # a scheduler that is started anew on another machine takes 
 _FIRST_PATIENCE_S = 20.0  # where nobody ever answered, the address is wrong
 _POLL_S = 0.2
 _GATHER_S = 10.0
+_ASKED_EACH = 2  # slides at a worker: one in work, one that waits
 _BUSY_S = 2.0  # before a slide that another process has is asked for again
 _PROBES_S = 10.0
 _PICTURES_S = 1.5  # drawing and writing, which the probes leave out; measured on small slides
@@ -209,12 +211,14 @@ def _follow(work: _Work, cluster: clusters.Cluster, client: Any) -> None:
     while work.left:
         cluster.mend()
         now = time.monotonic()
-        for name, job in work.left.items():
-            if name not in asked and now >= not_before.get(name, 0.0):
-                key = f"slide-{work.command}-{name}-{secrets.token_hex(4)}"
-                asked[name] = client.submit(
-                    do_slide, values(job), work.command, work.most_attempts, key=key, pure=False
-                )
+        workers = clusters.workers_of(client)
+        # Few more than can be done: a worker that is killed puts all that waits for it under suspicion.
+        room = _ASKED_EACH * max(1, workers) - len(asked)
+        ready = (name for name in work.left if name not in asked and now >= not_before.get(name, 0.0))
+        for name in list(itertools.islice(ready, max(0, room))):
+            key = f"slide-{work.command}-{name}-{secrets.token_hex(4)}"
+            given = values(work.left[name]), work.command, work.most_attempts
+            asked[name] = client.submit(do_slide, *given, key=key, pure=False)
         for name in [name for name, future in asked.items() if future.status != "pending"]:
             future = asked.pop(name)
             if future.status == "finished":
@@ -225,7 +229,6 @@ def _follow(work: _Work, cluster: clusters.Cluster, client: Any) -> None:
         if client.status != "running":
             raise clusters.Lost(cluster.address)
         work.heard = now
-        workers = len(client.scheduler_info(n_workers=-1)["workers"])
         work.report(f"slides, {workers} workers" if workers else "slides, no worker is there yet")
         time.sleep(_POLL_S)
 
@@ -309,7 +312,7 @@ def plan_archive(
         "workers": count,
         "probed": len(probes),
         "spots": round(scale * sum(facts["spots"] for _, facts in probes.values())),
-        "minutes": round(scale * sum(seconds for seconds, _ in probes.values()) / 60 / max(1, count), 1),
+        "minutes": round(scale * sum(seconds for seconds, _ in probes.values()) / 60 / max(1, count), 2),
         "memory_gib_each": max((facts["memory_gib"] for _, facts in probes.values()), default=0.0),
         "disk_gib": round(scale * sum(facts["disk_mib"] for _, facts in probes.values()) / 1024, 2),
         "free_disk_gib": round(shutil.disk_usage(_existing(place)).free / 2**30, 1),

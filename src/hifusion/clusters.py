@@ -161,6 +161,11 @@ def connected(address: str) -> Iterator[Any]:
         client.close(timeout=_CONNECT_S)
 
 
+def workers_of(client: Any) -> int:
+    """Worker processes that a client's scheduler has."""
+    return int(client.scheduler_info(n_workers=0)["n_workers"])
+
+
 def count_workers(address: str) -> int:
     """Worker processes of the scheduler there.
 
@@ -171,7 +176,7 @@ def count_workers(address: str) -> int:
     """
     try:
         with connected(address) as client:
-            return len(client.scheduler_info(n_workers=-1)["workers"])
+            return workers_of(client)
     except Lost as error:
         raise InputError(f"{address}: no dask scheduler answers there; start one with `dask scheduler`") from error
 

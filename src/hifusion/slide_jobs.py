@@ -6,6 +6,7 @@ The slide's folder holds what the prediction of a slide leaves (:mod:`hifusion.s
     .attempts.log  a line for every attempt that began or ended; who holds its lock works on the slide
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -111,7 +112,10 @@ def read_state(job: SlideJob) -> dict[str, Any] | None:
     path = job.folder / STATE
     if not path.is_file():
         return None
-    state = files.read_json(path)
+    try:
+        state = files.read_json(path)
+    except InputError:  # damaged: as if it were not there
+        return None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         return None
     return state if state["state"] != DONE or all((job.folder / name).is_file() for name in LEAVES) else None
@@ -140,6 +144,11 @@ def do_slide(values: Mapping[str, Any], command: str, most_attempts: int) -> dic
     dict
         Plain values. Its ``state`` is ``DONE`` or ``FAILED``, as in the file; or ``BUSY`` where another process has the
         slide, or ``UNFIT`` where this machine does not see the archive or the run, and nothing was written.
+
+    Raises
+    ------
+    InputError
+        The disk is full, or has no locks: what no slide is to blame for.
     """
     job = SlideJob(**values)
     if not (Path(job.out) / ARCHIVE).is_file():
@@ -165,8 +174,14 @@ def do_slide(values: Mapping[str, Any], command: str, most_attempts: int) -> dic
         try:
             facts = _predict(job)
         except InputError as error:
+            if _no_space(error):  # not the slide's fault, and every other slide's fate
+                raise
             reason = plain(error, 400)
         return _end(job, key, command, log, reason, time.perf_counter() - started, facts)
+
+
+def _no_space(error: InputError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def give_up(job: SlideJob, command: str, reason: str) -> dict[str, Any]:
