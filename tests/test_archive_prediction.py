@@ -1,6 +1,9 @@
 """An archive of slides is predicted once each, whatever is killed, and says what could not be predicted."""
 
+import base64
+import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -164,9 +167,6 @@ def test_names_and_reasons_are_text_on_the_page() -> None:
 
 
 def test_the_policy_allows_the_pages_own_style_and_script_alone() -> None:
-    import base64
-    import hashlib
-
     page = archive_page.to_html(archive_page.archive_table([], {}), "run")
     for tag in ("style", "script"):
         (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
@@ -234,6 +234,7 @@ def test_a_prediction_that_lacks_a_file_is_done_again(job: SlideJob) -> None:
 def test_a_machine_that_does_not_see_run_or_archive_blames_no_slide(job: SlideJob, tmp_path: Path) -> None:
     assert do(replace(job, run=str(tmp_path / "elsewhere")))["state"] == UNFIT
     assert do(replace(job, out=str(tmp_path / "elsewhere")))["state"] == UNFIT
+    assert do(replace(job, version="0.0.1"))["state"] == UNFIT
     assert not (tmp_path / "elsewhere").exists() and not job.folder.exists()
 
 
@@ -442,8 +443,6 @@ def test_a_slide_corrupted_between_two_runs_is_the_only_one_touched(chaos: Chaos
 @pytest.mark.slow
 def test_a_slide_that_takes_every_worker_down_is_named_and_the_others_done(trained: Path, tmp_path: Path) -> None:
     """Its mask is a pipe nobody writes to: whoever opens it hangs, and is killed."""
-    import os
-
     manifest = draw_archive(tmp_path, good=2)
     os.mkfifo(tmp_path / "mask.png")
     lines = manifest.read_text().splitlines()
@@ -516,3 +515,34 @@ def test_a_scheduler_that_stays_away_ends_the_command_and_the_same_goes_on(train
     assert api.predict_archive(trained, manifest, out, jobs=1).failed == {}
     after = finished(out)
     assert len(after) == 4 and {name: after[name] for name in before} == before
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm_do_the_work_and_are_asked_for_again(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    """Not SLURM itself: an `sbatch` that runs the very job script here. The first job is ended amid the work."""
+    tools = {
+        "sbatch": f'setsid bash "$1" >/dev/null 2>&1 &\necho "Submitted batch job $!"; echo $! >>{tmp_path}/jobs',
+        "scancel": 'for job in "$@"; do kill -9 -- -$job; done',
+    }
+    for name, text in tools.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    manifest, out = draw_archive(tmp_path, good=5, broken=1, stride_um=40.0), tmp_path / "out"
+
+    def end_first_job() -> None:
+        wait_until(lambda: len(finished(out)) >= 2)
+        os.killpg(int((tmp_path / "jobs").read_text().split()[0]), signal.SIGKILL)
+
+    thread = threading.Thread(target=end_first_job)
+    thread.start()
+    found = api.predict_archive(
+        trained, manifest, out, scheduler="slurm", jobs=1, options=["memory=4GiB", "cores=1", "interface=lo"]
+    )
+    thread.join()
+    assert found.failed.keys() == {"broken0"}
+    assert len((tmp_path / "jobs").read_text().split()) >= 2
+    assert all(log_of(out, f"good{number}").count(DONE) == 1 for number in range(5))

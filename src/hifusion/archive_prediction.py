@@ -242,7 +242,7 @@ def _take_in(work: _Work, name: str, future: Any) -> str:
     if state["state"] == UNFIT:
         raise InputError(
             f"{plain(state['reason'], 400)}; every worker has to see the run, the slides and the results under the "
-            "same paths as this command"
+            "same paths as this command, and to have the same hifusion"
         )
     if state["state"] != BUSY:
         work.end(name, state)

@@ -50,6 +50,8 @@ class SlideJob:
         See :class:`hifusion.manifest.SlideRow`.
     average_symmetries, workers
         See :func:`hifusion.prediction.predict_section`.
+    version
+        Of hifusion where the job was made: another one may predict otherwise.
     """
 
     run: str
@@ -63,6 +65,7 @@ class SlideJob:
     stride_um: float | None = None
     average_symmetries: bool = False
     workers: int = 0
+    version: str = __version__
 
     @property
     def folder(self) -> Path:
@@ -74,7 +77,7 @@ class SlideJob:
         slide, mask = Path(self.slide), Path(self.mask) if self.mask else None
         stat = slide.stat() if slide.is_file() else None
         of = [
-            *(_FORMAT, __version__, self.run_key),
+            *(_FORMAT, self.version, self.run_key),
             *(self.slide, stat and stat.st_size, stat and stat.st_mtime_ns),
             *(self.mask, files.digest_file(mask) if mask and mask.is_file() else None),
             *(self.mpp, self.lattice, self.stride_um, self.average_symmetries),
@@ -143,7 +146,8 @@ def do_slide(values: Mapping[str, Any], command: str, most_attempts: int) -> dic
     -------
     dict
         Plain values. Its ``state`` is ``DONE`` or ``FAILED``, as in the file; or ``BUSY`` where another process has the
-        slide, or ``UNFIT`` where this machine does not see the archive or the run, and nothing was written.
+        slide, or ``UNFIT`` where this machine does not see the archive or the run, or has another version; nothing was
+        written then.
 
     Raises
     ------
@@ -151,6 +155,8 @@ def do_slide(values: Mapping[str, Any], command: str, most_attempts: int) -> dic
         The disk is full, or has no locks: what no slide is to blame for.
     """
     job = SlideJob(**values)
+    if job.version != __version__:
+        return {"state": UNFIT, "reason": f"{_here()} has hifusion {__version__}, not {job.version}"}
     if not (Path(job.out) / ARCHIVE).is_file():
         return {"state": UNFIT, "reason": f"{job.out}: is not there on {_here()}"}
     try:
