@@ -122,6 +122,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def scheduler_with_worker(port: int) -> Iterator[None]:
     """What a hospital would have: ``dask scheduler`` and ``dask worker``, both killed outright at the end."""
@@ -149,6 +157,7 @@ def scheduler_with_worker(port: int) -> Iterator[None]:
         for its in words
     ]
     try:
+        wait_until(lambda: answers(port))
         yield
     finally:
         for process in running:

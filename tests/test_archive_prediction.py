@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -303,6 +304,7 @@ def test_a_job_script_is_shown_without_slurm(trained: Path, tmp_path: Path, monk
     assert any("dask_worker tcp://" in line and "--nthreads 1" in line for line in script)
     assert any(line.startswith(f"#SBATCH -o {tmp_path}/out/logs/") for line in script)
     assert not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # dask_jobqueue would have Ctrl-C exit with 0
 
 
 def test_slurm_that_is_not_here_is_said(trained: Path, tmp_path: Path, monkeypatch) -> None:
@@ -342,7 +344,8 @@ def test_a_scheduler_that_does_not_answer_is_said(trained: Path, tmp_path: Path,
 
 
 def test_a_missing_extra_is_named(trained: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dask_jobqueue" else there(name))
     with refused("hifusion[cluster]"):
         api.predict_archive(trained, tmp_path / "none.csv", tmp_path / "out")
 
@@ -505,7 +508,7 @@ def test_a_scheduler_that_stays_away_ends_the_command_and_the_same_goes_on(train
     thread = threading.Thread(target=predict)
     with scheduler_with_worker(port):
         thread.start()
-        wait_until(lambda: len(finished(out)) >= 1)
+        wait_until(lambda: len(finished(out)) >= 1 or not thread.is_alive())
     thread.join(timeout=60)
     before = finished(out)
     with refused(address, "no dask scheduler has answered", "the same command goes on"):

@@ -117,6 +117,7 @@ def predict_archive(
     try:
         _work_off(work, patience_s, scheduler, jobs, options, out / "logs")
     finally:  # stopped or not, what there is can be looked at
+        work.look()
         table = archive_table(slides, work.states)
         write_page(out, table, Run.open(run).id)
     failed = table[table["state"] == FAILED]
@@ -176,6 +177,12 @@ class _Work:
         self.states[name] = state
         del self.left[name]
 
+    def look(self) -> None:
+        """Take in what was done unheard: the scheduler was lost with the word of it."""
+        for name, job in list(self.left.items()):
+            if is_done(job):
+                self.end(name, read_state(job) or {})
+
     def report(self, what: str) -> None:
         if self.progress:
             self.progress(what, len(self.states), len(self.states) + len(self.left))
@@ -194,6 +201,7 @@ def _work_off(
             ):
                 _follow(work, cluster, client)
         except clusters.Lost as error:
+            work.look()
             since, patience = (work.heard, patience_s) if work.heard else (began, min(patience_s, _FIRST_PATIENCE_S))
             if time.monotonic() - since > patience:
                 raise InputError(

@@ -5,8 +5,10 @@ what it sends, here paths and plain values: whoever reaches a scheduler or a wor
 """
 
 import asyncio
+import importlib.util
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,14 +107,12 @@ def check(scheduler: str, workers: int | None = None, options: Sequence[str] = (
     if options and scheduler != "slurm":
         raise InputError(f"--set-cluster is for --scheduler slurm; {scheduler} takes none")
     slurm_options(options)
-    try:
-        import dask_jobqueue  # noqa: F401  # with distributed the whole extra
-        import distributed  # noqa: F401
-    except ImportError as error:
+    # Looked for and not imported: importing dask_jobqueue takes over Ctrl-C.
+    if any(importlib.util.find_spec(package) is None for package in ("distributed", "dask_jobqueue")):
         raise InputError(
             "--slides needs dask distributed and dask-jobqueue, which are not installed; run `pip install "
             "'hifusion[cluster]'`"
-        ) from error
+        )
 
 
 def default_workers(scheduler: str) -> int:
@@ -151,6 +151,7 @@ def connected(address: str) -> Iterator[Any]:
     """
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told in one line here
     try:
         client = Client(address, timeout=_CONNECT_S, set_as_default=False)
     except OSError as error:
@@ -260,8 +261,10 @@ def slurm_script(options: Sequence[str], logs: Path) -> str:
 
 
 def _slurm_cluster(options: Sequence[str], logs: Path) -> Any:
+    interrupted = signal.getsignal(signal.SIGINT)
     from dask_jobqueue import SLURMCluster
 
+    signal.signal(signal.SIGINT, interrupted)  # dask_jobqueue 0.9 makes Ctrl-C end a program as if all were well
     its = slurm_options(options)
     threads = int(its["cores"] or 1)
     return SLURMCluster(
