@@ -19,6 +19,13 @@ from hifusion.slide_jobs import LOG, STATE
 from test_slide_prediction import MPP, draw_slide
 
 PATIENCE_S = 240
+# Name -> what is said of it: cut short, no image, of unknown scale, without tissue.
+BROKEN = {
+    "broken0": "not a readable image",
+    "broken1": "not a readable image",
+    "broken2": "does not say how many um a pixel is",
+    "broken3": "tissue",
+}
 PROGRAM = [sys.executable, "-c", "from hifusion.cli import main; main()"]
 
 
@@ -28,7 +35,7 @@ def environment() -> dict[str, str]:
 
 
 def draw_archive(root: Path, good: int, broken: int = 0, stride_um: float | None = None) -> Path:
-    """A manifest of ``good<N>`` and of ``broken<N>``: cut short, no image, of unknown scale, without tissue in turn."""
+    """A manifest of ``good<N>`` and of ``broken<N>``, in turn as those of ``BROKEN``."""
     (root / "slides").mkdir(parents=True)
     first = draw_slide(root / "slides" / "good0.png")
     stride = "" if stride_um is None else f"{stride_um:g}"
