@@ -102,17 +102,20 @@ def busy(out: Path) -> dict[str, int]:
 
 
 @contextmanager
-def killing(out: Path, every_s: float) -> Iterator[list[str]]:
-    """Kill a process that works on a slide, again and again; gives the slides that were hit."""
+def killing(out: Path, every: int) -> Iterator[list[str]]:
+    """Kill a process that works on a slide each time that so many more are done; gives the slides that were hit.
+
+    By slides and not by seconds: a busy machine would otherwise do nothing but start workers.
+    """
     hit: list[str] = []
     stop = threading.Event()
 
     def kill() -> None:
-        while not stop.wait(every_s):
-            for name, pid in busy(out).items():
-                hit.append(name)
-                os.kill(pid, signal.SIGKILL)
-                break
+        while not stop.wait(0.1):
+            if len(finished(out)) >= every * (len(hit) + 1):
+                for name, pid in list(busy(out).items())[:1]:
+                    hit.append(name)
+                    os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -171,23 +171,6 @@ def test_a_slide_that_another_process_has_is_left_to_it(job: SlideJob) -> None:
     assert not (job.folder / STATE).exists()
 
 
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    command = (
-        "import sys, time; from pathlib import Path; from hifusion.locks import held\n"
-        "with held(Path(sys.argv[1])): time.sleep(600)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", command, str(tmp_path / "x")], env=environment())
-
-    def taken() -> bool:
-        with locks.held(tmp_path / "x") as log:
-            return log is None
-
-    wait_until(taken)
-    holder.kill()
-    holder.wait()
-    assert not taken()
-
-
 def test_a_slide_killed_too_often_is_given_up_by_this_command_only(job: SlideJob) -> None:
     job.folder.mkdir(parents=True)
     (job.folder / LOG).write_text("begun first there:1\n" * 3)

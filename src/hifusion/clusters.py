@@ -284,7 +284,7 @@ def _slurm_cluster(options: Sequence[str], logs: Path) -> Any:
         ],
         log_directory=str(logs),
         silence_logs=logging.CRITICAL,
-        scheduler_options={"dashboard": False, "dashboard_address": ":0"},
+        scheduler_options={"dashboard": False, "dashboard_address": f"{_LOOPBACK}:0"},
     )
 
 
