@@ -1,6 +1,7 @@
 """An archive of slides is predicted once each, whatever is killed, and says what could not be predicted."""
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -67,7 +68,8 @@ def archive(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
         told.append((what, done, total))
         this = psutil.Process()
         for process in [this, *this.children()]:
-            listening.update(its.laddr.ip for its in process.net_connections("inet") if its.status == "LISTEN")
+            with contextlib.suppress(psutil.NoSuchProcess):
+                listening.update(its.laddr.ip for its in process.net_connections("inet") if its.status == "LISTEN")
 
     found = api.predict_archive(trained, manifest, root / "out", jobs=2, progress=progress)
     return Archive(root, found, sorted(listening), told)
