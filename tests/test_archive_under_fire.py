@@ -170,7 +170,8 @@ def test_a_scheduler_that_stays_away_ends_the_command_and_the_same_goes_on(train
 def test_jobs_of_slurm_do_the_work_and_are_asked_for_again(trained: Path, tmp_path: Path, monkeypatch) -> None:
     """Not SLURM itself: an `sbatch` that runs the very job script here. The first job is ended amid the work."""
     tools = {  # the script is read at once: dask_jobqueue deletes it when sbatch has answered
-        "sbatch": f'job=$(cat "$1"); setsid bash -c "$job" >/dev/null 2>&1 &\necho "Submitted batch job $!"; echo $! >>{tmp_path}/jobs',
+        "sbatch": 'job=$(cat "$1"); setsid bash -c "$job" >/dev/null 2>&1 &\necho "Submitted batch job $!"\n'
+        f"echo $! >>{tmp_path}/jobs",
         "scancel": 'for job in "$@"; do kill -9 -- -$job; done',
     }
     for name, text in tools.items():
