@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 
 from benchmarks.clock import Row, in_turn
@@ -24,6 +23,9 @@ from hifusion.inference import fast_network, resolve_precision
 from hifusion.models.hifusion import HiFusion, HiFusionConfig, hifusion_loss
 from hifusion.prediction import predict_all, run_precision
 from hifusion.surroundings import Surroundings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from fabricate_slides import tissue_painter, write_pyramid
 
 TIMES = (1, 4, 16)
 SPOTS, SIDE_PX, GENES = 48, 8192, (250, 1000, 5000, 20_000)
@@ -92,32 +94,11 @@ def _area(trained: Run, work: Path) -> list[Row]:
 
 
 def _write_slide(path: Path, side: int) -> None:
-    """A pyramid of stained squares with a white rim, at the scale of the her2st sections."""
-    rng = np.random.default_rng(0)
-    grain = (rng.random((TILE // 16, TILE // 16)) < 0.3).repeat(16, axis=0).repeat(16, axis=1)
+    """A disc of tissue over glass, as wide as four fifths of the slide, drawn as the tests draw theirs."""
+    grain = (np.random.default_rng(0).random((TILE // 16, TILE // 16)) < 0.3).repeat(16, axis=0).repeat(16, axis=1)
     stained = np.where(grain[..., None], [90, 40, 110], [170, 100, 160]).astype(np.uint8)
-    white = np.full_like(stained, 243)
-    with tifffile.TiffWriter(path, bigtiff=True) as file:
-        for level in range(4):
-            px = side >> level
-            tiles = math.ceil(px / TILE)
-            rim = max(1, tiles // 16)
-            inner = range(rim, tiles - rim)
-            file.write(
-                (
-                    stained if row in inner and column in inner else white
-                    for row in range(tiles)
-                    for column in range(tiles)
-                ),
-                shape=(px, px, 3),
-                dtype=np.uint8,
-                tile=(TILE, TILE),
-                photometric="rgb",
-                compression="zstd",
-                subfiletype=1 if level else 0,
-                resolution=(1e4 / 0.688 / 2**level, 1e4 / 0.688 / 2**level),
-                resolutionunit="CENTIMETER",
-            )
+    paint = tissue_painter((side, side), TILE, tissue_px=side * 4 // 5, texture=stained)
+    write_pyramid(path, paint, size_px=(side, side), tile=TILE, levels=5, mpp=0.688, compression="zstd")
 
 
 def _predict(run_folder: str, slide: str, out: str) -> None:

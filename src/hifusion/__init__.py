@@ -2,8 +2,8 @@
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
 instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
-`benchmark`, `plan`, `predict`, `export`, `plot`, `draw`, `register`, `label_report`,
-`reproduce`, `info`, `doctor`.
+`benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `register`,
+`label_report`, `reproduce`, `info`, `doctor`.
 """
 
 from importlib import import_module
@@ -20,8 +20,10 @@ _VERBS = (
         "info",
         "label_report",
         "plan",
+        "plan_archive",
         "plot",
         "predict",
+        "predict_archive",
         "prepare",
         "register",
         "synthesise",

@@ -8,6 +8,7 @@ from typing import Any
 from anndata import AnnData
 
 from hifusion import (
+    archive_prediction,
     benchmarking,
     contest,
     describe,
@@ -50,6 +51,8 @@ BenchmarkSettings = benchmarking.Settings
 benchmark = benchmarking.benchmark
 estimate = benchmarking.estimate
 reproduce = reproduction.reproduce
+predict_archive = archive_prediction.predict_archive
+plan_archive = archive_prediction.plan_archive
 
 
 def register(data: Path, moving: str, fixed: str, out: Path, *, mirror: bool = False) -> dict[str, Any]:

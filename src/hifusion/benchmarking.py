@@ -11,10 +11,8 @@
 A process is started as ``python -m hifusion.benchmarking FOLDER FOLD LABEL...``, as a cluster's scheduler may do too.
 """
 
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 
 from hifusion import files, recipes
 from hifusion.cohort import Cohort
@@ -33,13 +30,13 @@ from hifusion.estimating import job_seconds
 from hifusion.evaluation import Scores, prediction_file, save_predictions, score, write_scores
 from hifusion.leaderboard import leaderboard
 from hifusion.leaderboard_page import to_html, to_markdown
+from hifusion.processes import end_with_starter, shared_environment
 from hifusion.protocols import Fold
 from hifusion.section import read_section
 
 SETTINGS = "benchmark.json"
 FORMAT = 1
 _POLL_S = 0.2
-_WATCH = "HIFUSION_ENDS_WITH_STDIN"  # set for processes that a benchmark started
 Progress = Callable[[str, int, int], None]  # (what is going on, jobs done, jobs in all)
 
 
@@ -275,12 +272,7 @@ def _start(task: _Task, out: Path, processes: int, slot: int) -> _Running:
     """A process for a task. It ends when this one does: its standard input is then closed."""
     log = _job_file(out, task.jobs[0], task.fold, ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), _WATCH: "1"}
-    if processes > 1:
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads would take the others' cores
-    if (gpus := torch.cuda.device_count()) > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+    environment = shared_environment(processes, slot)
     command = [
         sys.executable,
         "-m",
@@ -346,22 +338,9 @@ def _finished(contest: Contest, out: Path, failed: dict[str, str]) -> Iterator[t
                 yield fold, job, Predicted(read, files.read_json(_job_file(out, job, fold, ".json"))["costs"])
 
 
-def _end_with_parent() -> None:
-    """End this process when its standard input is closed, as it is when the benchmark's process is gone."""
-
-    def watch() -> None:
-        # Not through sys.stdin: a thread that waits in it holds its lock, without which the interpreter cannot end.
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(arguments: Sequence[str]) -> None:
     """What ``python -m hifusion.benchmarking FOLDER FOLD LABEL...`` does."""
-    if os.environ.get(_WATCH):
-        _end_with_parent()
+    end_with_starter()
     try:
         do_jobs(Path(arguments[0]), arguments[1], arguments[2:])
     except InputError as error:

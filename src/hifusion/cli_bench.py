@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from hifusion.console import Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
+from hifusion.console import INCOMPLETE, Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
 
 app = typer.Typer()
-INCOMPLETE = 3  # exit code: some jobs failed, the others are done
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """Commands that train, score, predict and draw. Imports stay inside commands: --help is instant."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hifusion.console import Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
+from hifusion.console import INCOMPLETE, Json, Recipe, Sections, Set, Source, listed, numbers, progress_bar, show
 from hifusion.errors import InputError
 from hifusion.ranks import is_first
 
@@ -164,9 +165,32 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    source: Annotated[Path, typer.Argument(help="A slide, or a section with spot positions (.h5ad).")],
+    source: Annotated[
+        Path | None, typer.Argument(help="A slide, or a section with spot positions (.h5ad); none with --slides.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for a slide's prediction; .h5ad for a section's.")
+    ] = None,
+    slides: Annotated[
+        Path | None,
+        typer.Option(
+            help="Many slides: CSV with a column slide, and name, mpp, mask, lattice, stride_um where wanted."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="With --slides: local, slurm, or tcp://host:port of a dask scheduler.")
+    ] = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option("-j", "--jobs", help="With --slides: workers. Default: one a GPU, else a core.", min=1),
+    ] = None,
+    set_cluster: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set-cluster",
+            help="With --scheduler slurm, key=value: queue, account, walltime, cores, memory, gres, interface, "
+            "prologue. Repeatable.",
+        ),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="The slide of a section that does not name it.")] = None,
     mpp: Annotated[
@@ -183,18 +207,37 @@ def predict(
     int8: Annotated[
         bool, typer.Option("--int8", help="Compute in 8-bit whole numbers: faster on a CPU, slightly less exact.")
     ] = False,
-    workers: Annotated[int, typer.Option(help="Processes that read patches ahead.", min=0)] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read patches ahead. Default: 1; with --slides 0 in each worker.", min=0),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many spots, how long and how much memory.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict the expression of a slide that was never measured, or of a section's spots. Stopped, it goes on.
+    """Predict the expression of slides that were never measured, or of a section's spots. Stopped, it goes on.
 
     Example: `hifusion predict run slide.svs -o prediction`
+
+    Many slides: `hifusion predict run --slides manifest.csv -o archive -j 8`
     """
     from hifusion import api
 
+    given = {"image": image, "mpp": mpp, "mask": mask, "lattice": lattice, "stride_um": stride_um, "SOURCE": source}
+    if slides is not None:
+        needless = [name for name, value in given.items() if value is not None]
+        if needless:
+            raise InputError(f"{', '.join(needless)}: is not for --slides; write it into the manifest, slide by slide")
+        _predict_archive(
+            run, slides, out, scheduler, jobs, set_cluster or (), symmetries, int8, workers or 0, dry_run, as_json
+        )
+        return
+    if source is None:
+        raise InputError("predict needs a slide or a section; name one, or give a list of slides with --slides")
+    if scheduler != "local" or jobs is not None or set_cluster:
+        raise InputError("--scheduler, -j and --set-cluster are for many slides; give them with --slides")
+    workers = 1 if workers is None else workers
     if dry_run:
         plan = api.plan(
             run,
@@ -235,6 +278,60 @@ def predict(
         "novel_spots": "not known to this run" if novel.isna().all() else f"{(novel > 1).mean():.0%}",
     }
     show(facts, as_json)
+
+
+def _predict_archive(
+    run: Path,
+    slides: Path,
+    out: Path | None,
+    scheduler: str,
+    jobs: int | None,
+    options: Sequence[str],
+    symmetries: bool,
+    int8: bool,
+    workers: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """What ``predict --slides`` does; exits with 3 where slides failed, naming them."""
+    from hifusion import api
+
+    if dry_run:
+        facts = api.plan_archive(
+            run,
+            slides,
+            out,
+            scheduler=scheduler,
+            jobs=jobs,
+            options=options,
+            average_symmetries=symmetries,
+            int8=int8,
+            workers=workers,
+        )
+        show(facts, as_json)
+        return
+    if out is None:
+        raise InputError("predict needs a folder for the results; give one with -o")
+    with progress_bar() as report:
+        found = api.predict_archive(
+            run,
+            slides,
+            out,
+            scheduler=scheduler,
+            jobs=jobs,
+            options=options,
+            average_symmetries=symmetries,
+            int8=int8,
+            workers=workers,
+            progress=report,
+        )
+    spots = int(found.table["spots"].sum())
+    done = len(found.table) - len(found.failed)
+    show({"out": str(out / "index.html"), "done": done, "failed": len(found.failed), "spots": spots}, as_json)
+    for name, reason in found.failed.items():
+        typer.echo(f"failed: {name}: {reason}", err=True)
+    if found.failed:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()

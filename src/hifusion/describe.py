@@ -116,6 +116,7 @@ EXTRAS = {
     "registration": "SimpleITK",
     "labels": "sklearn",
     "download": "pooch",
+    "cluster": "dask_jobqueue",
 }
 
 

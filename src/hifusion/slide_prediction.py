@@ -162,7 +162,8 @@ def predict_slide(
         ``out`` holds something else, or the disk is full.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "plan.json").exists())):
+    # Hidden files are no one's work: what an interrupted prediction kept, or an archive's note of attempts.
+    if out.exists() and (not out.is_dir() or (_shown(out) and not (out / "plan.json").exists())):
         raise InputError(f"{out}: is not empty and holds no prediction of a slide; give a new folder")
     files.write_json(out / "plan.json", plan.facts)
     write_mask(plan.mask, out / "tissue.png")
@@ -181,6 +182,10 @@ def predict_slide(
     overlays.draw_maps(predicted, out / "maps.png")
     overlays.draw_novelty(predicted, out / "novelty.png")
     return predicted
+
+
+def _shown(folder: Path) -> bool:
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _spot_table(section: AnnData) -> pd.DataFrame:

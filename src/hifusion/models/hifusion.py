@@ -306,22 +306,23 @@ def standardise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     batch, channels, height, width = pixels.shape
     rows, count = pixels.permute(0, 2, 3, 1).reshape(batch, height, width * channels), height * width
     out = torch.empty(rows.shape, dtype=dtype, device=pixels.device)
-    # About one region at a time stays in a CPU's caches.
-    at_once = max(1, 448 * 448 // count) if pixels.device.type == "cpu" else batch
+    # About two regions at a time stay in a CPU's caches.
+    at_once = max(1, 2 * 448 * 448 // count) if pixels.device.type == "cpu" else batch
     for some, to in zip(rows.split(at_once), out.split(at_once), strict=True):
-        image = some.to(torch.float32).sub_(128)
-        total, square = (_column_sums(its).view(-1, width, channels).sum(1) for its in (image, image.square()))
+        image = some.to(torch.float32)
+        total = _column_sums(image, 65_000).view(-1, width, channels).sum(1)
+        square = _column_sums(image.square(), 257).view(-1, width, channels).sum(1)
         mean = total / count
         variance = (square - total * mean) / (count - 1)
         scale = torch.where(variance > 0, variance.clamp(min=0).rsqrt(), 1.0)
         shift, scale = (its.to(torch.float32).repeat(1, width)[:, None] for its in (-mean * scale, scale))
-        to.copy_(torch.addcmul(shift, image, scale))
+        torch.addcmul(shift, image, scale, out=to)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _column_sums(whole_numbers: Tensor) -> Tensor:
-    """Exact sums over rows, float32 (B, H, K) -> float64 (B, K), of numbers up to 128^2: 1023 stay below 2^24."""
-    parts = [part.sum(1).double() for part in whole_numbers.split(1023, dim=1)]
+def _column_sums(values: Tensor, rows: int) -> Tensor:
+    """Exact sums over rows, float32 (B, H, K) -> float64 (B, K): whole numbers of which so many stay below 2^24."""
+    parts = [part.sum(1).double() for part in values.split(rows, dim=1)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
