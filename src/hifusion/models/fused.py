@@ -111,8 +111,8 @@ class FusedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, layout: torch.memory_format):
         super().__init__()
         weight, bias = folded(conv, norm)
-        self.weight = weight.to(dtype=dtype, memory_format=layout)
-        self.bias = bias.to(dtype)
+        self.weight = weight.to(device=conv.weight.device, dtype=dtype, memory_format=layout)
+        self.bias = bias.to(device=conv.weight.device, dtype=dtype)
         self.stride, self.padding = list(conv.stride), [int(its) for its in conv.padding]
         self.packed = self._pack() if self._one_kernel(layout) else None
         self.matrices: dict[torch.Size, tuple[Tensor, Tensor, tuple[int, int]]] = {}
@@ -160,11 +160,17 @@ class FusedConv(nn.Module):
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float64, of the convolution that does a convolution and its batch norm in evaluation mode."""
+    """Weight and bias of the convolution that does a convolution and its batch norm in evaluation mode.
+
+    In float64 on the CPU, since Apple's GPU has no such numbers.
+    """
     assert norm.running_var is not None and norm.running_mean is not None
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    bias = norm.bias.detach().double() - norm.running_mean.double() * scale
-    return conv.weight.detach().double() * scale.view(-1, 1, 1, 1), bias
+    weight, gain, shift, mean, variance = (
+        its.detach().cpu().double()
+        for its in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    scale = gain / (variance + norm.eps).sqrt()
+    return weight * scale.view(-1, 1, 1, 1), shift - mean * scale
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -315,14 +315,15 @@ def standardise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         mean = total / count
         variance = (square - total * mean) / (count - 1)
         scale = torch.where(variance > 0, variance.clamp(min=0).rsqrt(), 1.0)
-        shift, scale = (its.to(torch.float32).repeat(1, width)[:, None] for its in (-mean * scale, scale))
+        shift, scale = (its.to(image).repeat(1, width)[:, None] for its in (-mean * scale, scale))
         torch.addcmul(shift, image, scale, out=to)
     return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _column_sums(values: Tensor, rows: int) -> Tensor:
     """Exact sums over rows, float32 (B, H, K) -> float64 (B, K): whole numbers of which so many stay below 2^24."""
-    parts = [part.sum(1).double() for part in values.split(rows, dim=1)]
+    sums = (part.sum(1) for part in values.split(rows, dim=1))
+    parts = [(its.cpu() if its.device.type == "mps" else its).double() for its in sums]  # Apple's GPU has no float64
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
