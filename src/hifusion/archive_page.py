@@ -57,6 +57,9 @@ th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
 tbody tr:last-child > * { border-bottom: 0; }
 .text { text-align: left; max-width: 26rem; overflow-wrap: anywhere; }
+thead .text { white-space: nowrap; }
+td.name, td.state { min-width: 5rem; }
+td.reason:not(:empty), td.warning:not(:empty) { min-width: 18rem; }
 .failed .state, .failed .reason { background: var(--bad); }
 .left .state { color: var(--dim); }
 td.warning:not(:empty) { background: var(--warn); }
@@ -134,11 +137,11 @@ def to_html(table: pd.DataFrame, run: str) -> str:
             f"<p>Predicted by run {escape(run)}. Novel spots: share that is more unlike the training spots than 95 % "
             "of held-out ones; a low share is no promise that a prediction is right. A heading sorts.</p>",
             '<div class="scroll" role="region" aria-label="Slides" tabindex="0">\n<table>\n<thead><tr>',
+            *(f'<th scope="col" class="text">{what}</th>' for what in PICTURES),
             *(
                 f'<th scope="col"{_class(name)}><button type="button">{escape(COLUMNS[name].title)}</button></th>'
                 for name in shown
             ),
-            *(f'<th scope="col">{what}</th>' for what in PICTURES),
             "</tr></thead>\n<tbody>",
             *(_row(row, shown) for _, row in ordered.iterrows()),
             f"</tbody>\n</table>\n</div>\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n",
@@ -149,17 +152,17 @@ def to_html(table: pd.DataFrame, run: str) -> str:
 def _row(row: "pd.Series[Any]", shown: Sequence[str]) -> str:
     name, state = str(row["name"]), str(row["state"])
     cells = [f'<tr class="{escape(state)}">']
-    for column in shown:
-        text, value = _cell(row, column)
-        if column == "name":
-            text = f'<a href="{escape(quote(f"slides/{name}/"))}" title="{escape(str(row["slide"]))}">{text}</a>'
-        cells.append(f'<td{_class(column)} data-sort="{escape(value)}">{text}</td>')
     for what in PICTURES:
         whole, small = quote(f"slides/{name}/{what}.png"), quote(thumbnail(name, what))
         picture = (
             f'<a href="{escape(whole)}"><img src="{escape(small)}" alt="{what} of {escape(name)}" loading="lazy"></a>'
         )
         cells.append(f"<td>{picture if state == DONE else ''}</td>")
+    for column in shown:
+        text, value = _cell(row, column)
+        if column == "name":
+            text = f'<a href="{escape(quote(f"slides/{name}/"))}" title="{escape(str(row["slide"]))}">{text}</a>'
+        cells.append(f'<td{_class(column)} data-sort="{escape(value)}">{text}</td>')
     return "".join([*cells, "</tr>"])
 
 
