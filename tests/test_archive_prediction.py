@@ -226,6 +226,7 @@ def test_a_damaged_state_is_none(job: SlideJob) -> None:
     assert do(job)["state"] == DONE
 
 
+@pytest.mark.slow
 def test_killed_amid_a_slide_it_goes_on_to_the_same_prediction(job: SlideJob, tmp_path: Path) -> None:
     """Killed by SIGKILL when half of the rows are on disk; both with a lattice of three thousand spots."""
     job = replace(job, stride_um=40.0)

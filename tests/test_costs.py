@@ -46,12 +46,14 @@ def test_the_network_is_left_in_its_modes_with_its_statistics():
     assert torch.equal(network[1].running_mean, before) and grads == [False]
 
 
-def test_hifusion_at_the_published_size_takes_18_gflop_and_17_million_weights():
+def test_hifusion_at_the_published_size_takes_18_gflop_less_padding_and_17_million_weights():
+    """Of the paper's 18.25, the 7 x 7 grid spends 1.07 on taps that meet padding alone on maps of 2 x 2 and 1 x 1."""
     config = HiFusionConfig(n_genes=250)
     network = HiFusion(config)
     region = torch.zeros(2, 3, config.region_px, config.region_px, dtype=torch.uint8)
     costs = network_costs(lambda: network(region), network, 2)
-    assert costs["gflop_per_spot"] == pytest.approx(18.25, abs=0.02)
+    padding = 3 * (36 - 16) * 256**2 + (9 - 4) * 256 * 512 + 3 * (9 - 1) * 512**2  # multiplications of one tile
+    assert costs["gflop_per_spot"] == pytest.approx(18.25 - 49 * 2 * padding / 1e9, abs=0.02)
     assert costs["parameters"] / 1e6 == pytest.approx(17.39, abs=0.01)
 
 

@@ -217,6 +217,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path: Path) -> No
     assert again.returncode != 0 and again.stderr.count("InputError: ") == 1 and "holds a run already" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_its_own_processes_and_prints_once(tmp_path: Path) -> None:
     write_her2st(tmp_path / "raw")
     api.prepare(tmp_path / "raw", tmp_path / "store", region_px=32)

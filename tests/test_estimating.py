@@ -41,6 +41,7 @@ def within(factor: float, said: float, truth: float) -> bool:
     return truth / factor <= said <= truth * factor
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_time_and_disk_of_a_training_are_those_told_before_and_nothing_is_written(store: Path, tmp_path: Path) -> None:
     """Time within a factor of 3; the run folder, without its log and JSON, within 5 %."""

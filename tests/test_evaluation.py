@@ -138,6 +138,7 @@ def test_panel_does_not_see_the_tested_sections_unless_it_is_the_papers(raw, tmp
         assert ("GENE00" in set(rows.loc[rows["patient"] == "B", "gene"])) == seen
 
 
+@pytest.mark.slow
 def test_same_image_under_another_name_is_refused_as_a_leak(raw, tmp_path):
     root, out = tmp_path / "raw", tmp_path / "store"
     shutil.copytree(raw, root)
@@ -178,6 +179,7 @@ def test_store_of_other_patches_than_the_recipe_takes_is_refused(store, tmp_path
         api.evaluate(store, tmp_path / "out", protocol="first_section", recipe="tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_constant_scores_its_published_figures_over_all_36_sections(her2st_root):
     """MSE .57953, MAE .58965, pcc_per_spot .45727 in the 2D protocol, from counts alone."""

@@ -75,6 +75,7 @@ def test_it_finds_a_planted_pattern_in_another_section(seeds: list[int]) -> None
     assert mse(train, view) < 0.5 * np.square(fit_train_mean(train)(view) - view.expression).mean()
 
 
+@pytest.mark.slow
 def test_an_untrained_network_finds_it_too() -> None:
     view = section(2, 45)
     assert (metrics.pcc_per_gene(fit_features_ridge([section(0)], "resnet18")(view), view.expression)[:2] > 0.6).all()
@@ -169,6 +170,7 @@ def test_a_section_the_encoder_was_trained_on_is_not_predicted(tmp_path: Path) -
             predict(replace(section(2), name=name))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_it_beats_the_training_mean_across_a_real_tumour(her2st_root: Path, tmp_path: Path) -> None:
     """Trained on the left half of C3 by an untrained network, tested on the right half."""

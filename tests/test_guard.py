@@ -180,6 +180,7 @@ def tumours(her2st_root) -> dict[str, tuple[AnnData, Slide]]:
     return {section.uns["hifusion"]["section"]: (section, slide_of(section)) for section in sections}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["B4", "C2", "C3", "C4", "C5"])
 def test_every_fault_of_a_real_section_is_found(name, tumours):

@@ -152,6 +152,7 @@ def test_a_registration_is_drawn(turned, found, tmp_path):
         draw_registration(found, turned.moving, turned.fixed, tmp_path / "laid.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_consecutive_sections_of_a_tumour_are_brought_together(her2st_root):
     names = ["C2", "C3", "C5"]

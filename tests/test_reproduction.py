@@ -57,6 +57,7 @@ def done(raw: Path, tmp_path_factory: pytest.TempPathFactory):
     return out, found, said
 
 
+@pytest.mark.slow
 def test_ours_are_the_figures_of_the_benchmark(done):
     out, _, _ = done
     table = pd.read_csv(out / "table1.csv").set_index("model")
@@ -67,23 +68,27 @@ def test_ours_are_the_figures_of_the_benchmark(done):
             assert table.loc[model, f"ours_{ours}"] == pytest.approx(scores[key]), (model, ours)
 
 
+@pytest.mark.slow
 def test_difference_is_ours_less_the_published_figure(done):
     row = done[1].table.set_index("model").loc["histogene"]
     assert row["published_mse"] == 0.4851  # arXiv 2511.12969, Table 1
     assert row["difference_mse"] == row["ours_mse"] - 0.4851
 
 
+@pytest.mark.slow
 def test_rows_are_the_papers_in_its_order_then_nulls_then_oracles(done):
     methods = done[1].table["method"].tolist()
     assert methods[:8] == list(studies.METHODS.values())
     assert methods[8] == "train_mean" and methods[-3:] == ["shuffled", "own_mean", "depth"]
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_run_has_published_figures_only(done):
     row = done[1].table.set_index("model").loc["hifusion"]
     assert row["published_pcc_per_spot"] == 0.7492 and pd.isna(row["ours_pcc_per_spot"])
 
 
+@pytest.mark.slow
 def test_the_title_of_a_part_says_so_and_the_page_says_why(done):
     page = (done[0] / "table1.md").read_text()
     assert page.startswith("# Table 1, HER2+ 3D: partial, 2 of 36 sections\n")
@@ -102,6 +107,7 @@ def test_the_title_of_a_part_says_so_and_the_page_says_why(done):
         assert said in page, said
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_first_and_the_estimate_next(done):
     _, found, said = done
     assert "Missing from the data (32): A3, A4," in said[0] and "Without an image (1): B2." in said[0]
@@ -122,6 +128,7 @@ def test_the_panel_is_that_of_the_study_by_name(raw, monkeypatch, tmp_path):
     assert asked[0].panel == "her2st_paper"
 
 
+@pytest.mark.slow
 def test_called_again_from_elsewhere_nothing_is_done_again(done, raw, monkeypatch, tmp_path):
     out, before, _ = done
     stamps = {path: path.stat().st_mtime_ns for path in (out / "benchmark").glob("jobs/*/*.json")}
@@ -152,6 +159,7 @@ def test_a_dry_run_trains_nothing(raw, tmp_path):
     assert not (tmp_path / "out/benchmark").exists()
 
 
+@pytest.mark.slow
 def test_rows_of_the_published_habit_stand_below_their_method(done):
     result = json.loads((done[0] / "benchmark/metrics.json").read_text())
     result["models"]["histogene_test_epoch"] = result["models"]["histogene"]

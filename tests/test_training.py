@@ -99,6 +99,7 @@ def test_resuming_is_exact_in_bfloat16_by_section_with_held_out_blocks_too(tmp_p
     assert len(read_log(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_write_resumes_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Panel and facts, then weights, log and state of each epoch, then the facts: killed before each rename."""
     recipe = replace(RECIPE, epochs=2)
