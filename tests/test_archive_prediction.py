@@ -272,6 +272,7 @@ def test_a_job_script_is_shown_without_slurm(trained: Path, tmp_path: Path, monk
     words = ["predict", trained, "--slides", manifest, "-o", tmp_path / "out", "--scheduler", "slurm", "--dry-run"]
     given = ["queue=gpu", "cores=8", "memory=32GiB", "walltime=02:00:00", "gres=gpu:1", "prologue=module load python"]
     words += [word for text in given for word in ("--set-cluster", text)]
+    interrupted = signal.getsignal(signal.SIGINT)
     assert run(*words, "--json", monkeypatch=monkeypatch) == 0
     script = json.loads(capsys.readouterr().out)["job_script"].splitlines()
     assert {"#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=32G", "#SBATCH -t 02:00:00"} <= set(script)
@@ -279,7 +280,7 @@ def test_a_job_script_is_shown_without_slurm(trained: Path, tmp_path: Path, monk
     assert any("dask_worker tcp://" in line and "--nthreads 1" in line for line in script)
     assert any(line.startswith(f"#SBATCH -o {tmp_path}/out/logs/") for line in script)
     assert not (tmp_path / "out").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # dask_jobqueue would have Ctrl-C exit with 0
+    assert signal.getsignal(signal.SIGINT) is interrupted  # dask_jobqueue would have Ctrl-C exit with 0
 
 
 def test_slurm_that_is_not_here_is_said(trained: Path, tmp_path: Path, monkeypatch) -> None:
