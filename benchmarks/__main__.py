@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.clock import Row
 from hifusion import __version__
 from hifusion.costs import peak_memory_mib
+from hifusion.models.fused import fast_dtype
 
 PARTS = {
     "network": "(a) forward and training step of the network",
@@ -81,9 +82,9 @@ def machine() -> dict[str, str | int]:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         cpu = found[1] if found else cpu
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    bf16 = fast_dtype(torch.device("cpu")) == torch.bfloat16
     slug = re.sub(r"\W+", "-", f"{name} {os.cpu_count()} cores{' bf16' if bf16 else ''}".lower()).strip("-")
-    return {"slug": slug, "name": name, "cores": os.cpu_count() or 1, "bfloat16": bool(bf16)}
+    return {"slug": slug, "name": name, "cores": os.cpu_count() or 1, "bfloat16": bf16}
 
 
 def _show(found: dict[str, list[list]]) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import ours
 from benchmarks.clock import GFLOP, in_turn, product, product_rates
 from hifusion import training
 from hifusion.cohort import SectionView
 from hifusion.expression import GenePanel
 from hifusion.inference import best_device, fast_network, resolve_precision
-from hifusion.models.hifusion import HiFusion, HiFusionConfig, hifusion_loss
 from hifusion.prediction import predict_all, run_precision
 from hifusion.recipes import recipe
 from hifusion.store import Store
@@ -50,31 +50,20 @@ def main() -> None:
 def _bare(device: torch.device, batch: int, genes: int) -> dict[str, object]:
     """Forward pass and training step on pixels that are on the device already, as shares of the bf16 product."""
     precision = resolve_precision("auto", device)
-    network = HiFusion(HiFusionConfig(n_genes=genes)).to(device)
-    network = network.to(memory_format=network.config.memory_format)
+    network = ours.network(genes, device.type)
     fast = fast_network(network, precision)
-    shape = (batch, REGION_PX, REGION_PX, 3)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    target = torch.randn(batch, genes, device=device)
-    adam = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
+    pixels, target = ours.regions(batch, REGION_PX, device.type), torch.randn(batch, genes, device=device)
+    step = ours.step(network, pixels, target, torch.optim.Adam(network.parameters(), 1e-4, fused=True))
 
     def forward() -> None:
         with torch.inference_mode():
             fast(pixels)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            loss = hifusion_loss(network(pixels), target)["total"]
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
 
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     side = 8192 if device.type == "cuda" else 2048
     products = {"product": product(dtype, device.type, side)}
     seconds = in_turn({**products, "forward": forward, "step": step})
     rate = product_rates(seconds, products)["product"]
-    network.train()
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     with profile(activities=activities) as seen:
         step()

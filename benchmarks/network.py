@@ -4,13 +4,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import ours
 from benchmarks.baseline import Published, published_loss
 from benchmarks.clock import GFLOP, Row, in_turn, product, product_rates
 from hifusion.allocator import keep_freed_memory
 from hifusion.errors import InputError
-from hifusion.inference import resolve_precision
 from hifusion.models import for_inference
-from hifusion.models.hifusion import HiFusion, HiFusionConfig, hifusion_loss
 from hifusion.models.int8 import for_int8
 
 BATCH, GENES = 8, 250
@@ -20,18 +19,13 @@ def run(work: Path, rounds: int = 5) -> list[Row]:
     """Forward first, then training, each beside the two products in the same rounds."""
     keep_freed_memory()
     torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (BATCH, 448, 448, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    pixels = ours.regions(BATCH)
     images = torch.randn(BATCH, 3, 448, 448), torch.randn(BATCH, 3, 224, 224)
     return _forward(pixels, images, rounds) + _training(pixels, images, rounds)
 
 
-def _network() -> HiFusion:
-    network = HiFusion(HiFusionConfig(n_genes=GENES))
-    return network.to(memory_format=network.config.memory_format)
-
-
 def _forward(pixels: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor], rounds: int) -> list[Row]:
-    network, published = _network().eval(), Published(GENES).eval()
+    network, published = ours.network(GENES).eval(), Published(GENES).eval()
     candidates = {"published": lambda: published(*images)}
     for name, made in (("for_inference", for_inference), ("int8", lambda its: for_int8(its, [pixels]))):
         try:
@@ -44,20 +38,11 @@ def _forward(pixels: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor], ro
 
 
 def _training(pixels: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor], rounds: int) -> list[Row]:
-    network, published, target = _network().train(), Published(GENES).train(), torch.randn(BATCH, GENES)
+    network, published, target = ours.network(GENES), Published(GENES).train(), torch.randn(BATCH, GENES)
     adam, plain_adam = (
         torch.optim.Adam(its.parameters(), 1e-4, weight_decay=1e-5, fused=fused)
         for its, fused in ((network, True), (published, False))
     )
-    bf16 = resolve_precision("auto", torch.device("cpu")) == "bf16-mixed"
-
-    def step(times: int = 1) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            output = network(pixels.repeat(times, 1, 1, 1))
-        loss = hifusion_loss(output, target.repeat(times, 1))["total"]
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
 
     def published_step() -> None:
         loss = published_loss(published(*images), target)
@@ -65,7 +50,12 @@ def _training(pixels: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor], r
         loss.backward()
         plain_adam.step()
 
-    candidates = {"published": published_step, "hifusion": step, "hifusion, 32 spots": lambda: step(32 // BATCH)}
+    many = 32 // BATCH
+    candidates = {
+        "published": published_step,
+        "hifusion": ours.step(network, pixels, target, adam),
+        "hifusion, 32 spots": ours.step(network, pixels.repeat(many, 1, 1, 1), target.repeat(many, 1), adam),
+    }
     return _rows("training step", candidates, rounds, 3 * GFLOP)
 
 

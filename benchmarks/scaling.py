@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import ours
 from benchmarks.clock import Row, in_turn
 from benchmarks.sections import run as bench_run
 from benchmarks.sections import views
@@ -20,7 +21,6 @@ from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView
 from hifusion.costs import peak_memory_mib
 from hifusion.inference import fast_network, resolve_precision
-from hifusion.models.hifusion import HiFusion, HiFusionConfig, hifusion_loss
 from hifusion.prediction import predict_all, run_precision
 from hifusion.surroundings import Surroundings
 
@@ -112,16 +112,14 @@ def _predict(run_folder: str, slide: str, out: str) -> None:
 
 def _genes() -> list[Row]:
     """Prediction and training step of the published network by the size of the panel."""
-    pixels = torch.randint(0, 256, (8, 448, 448, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    precision, rows = resolve_precision("auto", torch.device("cpu")), []
+    pixels, rows = ours.regions(8), []
+    precision = resolve_precision("auto", pixels.device)
     forwards, steps = {}, {}
     for genes in GENES:
-        network = HiFusion(HiFusionConfig(n_genes=genes))
-        network = network.to(memory_format=network.config.memory_format)
-        fast = fast_network(network.eval(), precision)
+        network = ours.network(genes)
+        fast = fast_network(network, precision)
         forwards[str(genes)] = lambda fast=fast: fast(pixels)
-        target = torch.randn(8, genes)
-        steps[str(genes)] = lambda network=network, target=target: _step(network.train(), pixels, target, precision)
+        steps[str(genes)] = ours.step(network, pixels, torch.randn(8, genes), None)
     with torch.inference_mode():
         seconds = in_turn(forwards, rounds=3)
     for what, its in (("prediction", seconds), ("training step without its optimiser", in_turn(steps, rounds=2))):
@@ -129,13 +127,6 @@ def _genes() -> list[Row]:
         note = ", ".join(f"{genes}: {8 / its[str(genes)]:.1f}/s" for genes in GENES)
         rows.append(Row("genes", f"{what}, {GENES[-1]} to {GENES[0]} genes", round(last / first, 2), "x time", note))
     return rows
-
-
-def _step(network: HiFusion, pixels: torch.Tensor, target: torch.Tensor, precision: str) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        loss = hifusion_loss(network(pixels), target)["total"]
-    loss.backward()
-    network.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import ours
 from benchmarks.clock import Row, in_turn
 from benchmarks.sections import run as bench_run
 from benchmarks.sections import store
@@ -24,7 +25,7 @@ def run(work: Path) -> list[Row]:
     facts = Store.open(store(work), verify=False).section(name).uns["hifusion"]
     network = fast_network(trained.network(torch.device("cpu")), run_precision(trained))
     size, side = trained.recipe.batch_size, trained.recipe.model.region_px
-    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    pixels = ours.regions(size, side)
 
     def alone() -> float:
         with torch.inference_mode():

@@ -10,7 +10,6 @@ from anndata import AnnData
 from hifusion import (
     archive_prediction,
     benchmarking,
-    contest,
     describe,
     downloading,
     estimating,
@@ -185,19 +184,21 @@ def evaluate_costs(
 
     See :func:`hifusion.estimating.evaluation_costs`.
     """
-    base = recipes.recipe_for("hifusion", recipe, source, overrides)
-    planned = contest.Contest.plan(
-        Cohort.open(data, sections),
+    asked = benchmarking.Settings(
+        str(data),
         protocol,
-        models,
-        recipes.recipes_for(models, recipe, source, overrides),
-        base=replace(base, panel=panel) if panel else base,
-        seeds=seeds,
+        tuple(models),
+        recipe,
+        source,
+        tuple(overrides),
+        panel,
+        tuple(sections) if sections is not None else None,
+        tuple(seeds),
         with_nulls=with_nulls,
         with_shuffled=with_shuffled,
         leak_check=leak_check,
     )
-    return estimating.evaluation_costs(planned)
+    return estimating.evaluation_costs(asked.contest())
 
 
 def download(

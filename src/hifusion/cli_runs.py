@@ -1,9 +1,8 @@
 """Commands that train, score, predict and draw. Imports stay inside commands: --help is instant."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,37 +46,24 @@ def train(
     """
     from hifusion import api
 
+    asked: dict[str, Any] = {
+        "recipe": recipe,
+        "source": source,
+        "overrides": overrides or (),
+        "sections": listed(sections),
+        "validation": listed(validation) or (),
+        "seed": seed,
+    }
     if dry_run:
         if (devices, nodes) != ("1", 1):
             raise InputError("--dry-run tries one device; leave --devices and --nodes out")
-        facts = api.train_costs(
-            data,
-            recipe=recipe,
-            source=source,
-            overrides=overrides or (),
-            sections=listed(sections),
-            validation=listed(validation) or (),
-            seed=seed,
-        )
-        show(facts, as_json)
+        show(api.train_costs(data, **asked), as_json)
         return
     if out is None:
         raise InputError("train needs a place for the run; give one with -o")
     with progress_bar() as report:
         run = api.train(
-            data,
-            out,
-            recipe=recipe,
-            source=source,
-            overrides=overrides or (),
-            sections=listed(sections),
-            validation=listed(validation) or (),
-            seed=seed,
-            resume=resume,
-            devices=devices,
-            nodes=nodes,
-            recompute=recompute,
-            progress=report,
+            data, out, **asked, resume=resume, devices=devices, nodes=nodes, recompute=recompute, progress=report
         )
     if is_first():
         show(api.info(run.root), as_json)
@@ -119,40 +105,24 @@ def evaluate(
     from hifusion import api, reporting
 
     models = model or ["hifusion"]
+    asked: dict[str, Any] = {
+        "protocol": protocol,
+        "models": models,
+        "recipe": recipe,
+        "source": source,
+        "overrides": overrides or (),
+        "panel": panel,
+        "sections": listed(sections),
+        "seeds": numbers("--seeds", seeds),
+        "with_nulls": nulls,
+        "with_shuffled": shuffled,
+        "leak_check": leak_check,
+    }
     if dry_run:
-        facts = api.evaluate_costs(
-            data,
-            protocol=protocol,
-            models=models,
-            recipe=recipe,
-            source=source,
-            overrides=overrides or (),
-            panel=panel,
-            sections=listed(sections),
-            seeds=numbers("--seeds", seeds),
-            with_nulls=nulls,
-            with_shuffled=shuffled,
-            leak_check=leak_check,
-        )
-        show(facts, as_json)
+        show(api.evaluate_costs(data, **asked), as_json)
         return
     with progress_bar() as report:
-        result = api.evaluate(
-            data,
-            out,
-            protocol=protocol,
-            models=models,
-            recipe=recipe,
-            source=source,
-            overrides=overrides or (),
-            panel=panel,
-            sections=listed(sections),
-            seeds=numbers("--seeds", seeds),
-            with_nulls=nulls,
-            with_shuffled=shuffled,
-            leak_check=leak_check,
-            progress=report,
-        )
+        result = api.evaluate(data, out, **asked, progress=report)
     if as_json:
         # The scores of the first model asked for stand at the top, so that a script need not dig for them.
         typer.echo(json.dumps({"model": models[0], **result["models"][models[0]], **result}, indent=2))
@@ -229,46 +199,39 @@ def predict(
         needless = [name for name, value in given.items() if value is not None]
         if needless:
             raise InputError(f"{', '.join(needless)}: is not for --slides; write it into the manifest, slide by slide")
-        _predict_archive(
-            run, slides, out, scheduler, jobs, set_cluster or (), symmetries, int8, workers or 0, dry_run, as_json
-        )
+        how: dict[str, Any] = {
+            "scheduler": scheduler,
+            "jobs": jobs,
+            "options": set_cluster or (),
+            "average_symmetries": symmetries,
+            "int8": int8,
+            "workers": workers or 0,
+        }
+        if dry_run:
+            show(api.plan_archive(run, slides, out, **how), as_json)
+        else:
+            _predict_archive(run, slides, out, how, as_json)
         return
     if source is None:
         raise InputError("predict needs a slide or a section; name one, or give a list of slides with --slides")
     if scheduler != "local" or jobs is not None or set_cluster:
         raise InputError("--scheduler, -j and --set-cluster are for many slides; give them with --slides")
-    workers = 1 if workers is None else workers
+    asked: dict[str, Any] = {
+        "mpp": mpp,
+        "mask": mask,
+        "lattice": lattice,
+        "stride_um": stride_um,
+        "average_symmetries": symmetries,
+        "int8": int8,
+        "workers": 1 if workers is None else workers,
+    }
     if dry_run:
-        plan = api.plan(
-            run,
-            source,
-            mpp=mpp,
-            mask=mask,
-            lattice=lattice,
-            stride_um=stride_um,
-            average_symmetries=symmetries,
-            int8=int8,
-            workers=workers,
-        )
-        show(plan.facts, as_json)
+        show(api.plan(run, source, **asked).facts, as_json)
         return
     if out is None:
         raise InputError("predict needs a place for the result; give one with -o")
     with progress_bar() as report:
-        predicted = api.predict(
-            run,
-            source,
-            out,
-            image=image,
-            mpp=mpp,
-            mask=mask,
-            lattice=lattice,
-            stride_um=stride_um,
-            average_symmetries=symmetries,
-            int8=int8,
-            workers=workers,
-            progress=report,
-        )
+        predicted = api.predict(run, source, out, image=image, **asked, progress=report)
     novel = predicted.obs["novelty"]
     facts = {
         "out": str(out),
@@ -280,51 +243,14 @@ def predict(
     show(facts, as_json)
 
 
-def _predict_archive(
-    run: Path,
-    slides: Path,
-    out: Path | None,
-    scheduler: str,
-    jobs: int | None,
-    options: Sequence[str],
-    symmetries: bool,
-    int8: bool,
-    workers: int,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def _predict_archive(run: Path, slides: Path, out: Path | None, how: dict[str, Any], as_json: bool) -> None:
     """What ``predict --slides`` does; exits with 3 where slides failed, naming them."""
     from hifusion import api
 
-    if dry_run:
-        facts = api.plan_archive(
-            run,
-            slides,
-            out,
-            scheduler=scheduler,
-            jobs=jobs,
-            options=options,
-            average_symmetries=symmetries,
-            int8=int8,
-            workers=workers,
-        )
-        show(facts, as_json)
-        return
     if out is None:
         raise InputError("predict needs a folder for the results; give one with -o")
     with progress_bar() as report:
-        found = api.predict_archive(
-            run,
-            slides,
-            out,
-            scheduler=scheduler,
-            jobs=jobs,
-            options=options,
-            average_symmetries=symmetries,
-            int8=int8,
-            workers=workers,
-            progress=report,
-        )
+        found = api.predict_archive(run, slides, out, **how, progress=report)
     spots = int(found.table["spots"].sum())
     done = len(found.table) - len(found.failed)
     show({"out": str(out / "index.html"), "done": done, "failed": len(found.failed), "spots": spots}, as_json)

@@ -42,13 +42,8 @@ def for_inference(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
     dtype = fast_dtype(device) if dtype is None else dtype
     trunks = {id(part): FusedTrunk(part, dtype) for part in model.modules() if isinstance(part, ResNet)}
     fast = copy.deepcopy(model, cast(dict[int, Any], trunks)).eval().requires_grad_(False)
-    return prepared(fast, dtype)
-
-
-def prepared(fast: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The copy told that it is for inference, where its kind can make use of that."""
     for name, value in (("keep_levels", False), ("image_dtype", dtype)):
-        if hasattr(fast, name):
+        if hasattr(fast, name):  # its kind can make use of being for inference
             setattr(fast, name, value)
     return fast
 

@@ -1,6 +1,5 @@
 """Trunks that compute in 8-bit whole numbers on a CPU: twice as fast as bfloat16, at a small and measurable loss."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hifusion.errors import InputError
-from hifusion.models.fused import FusedBlock, FusedConv, FusedTrunk, at_once, max_pool, prepared
+from hifusion.models.fused import FusedBlock, FusedConv, FusedTrunk, at_once, for_inference, max_pool
 from hifusion.models.resnet import ResNet
 
 # Of the values at a place of the network, over the calibration patches, the share that its 8 bits reach to; the rest
@@ -43,11 +42,9 @@ def for_int8(model: nn.Module, regions: Iterable[Tensor]) -> nn.Module:
             f"int8 on {device.type} is not possible; it needs a CPU and a torch with oneDNN's quantised kernels: "
             "leave int8 out"
         )
-    trunks = [part for part in model.modules() if isinstance(part, ResNet)]
-    if not trunks:
+    if not any(isinstance(part, ResNet) for part in model.modules()):
         raise InputError("int8: the network has no ResNet trunk, which is what is made 8-bit; leave int8 out")
-    copied: dict[int, Any] = {id(part): FusedTrunk(part, torch.float32) for part in trunks}
-    fast = copy.deepcopy(model, copied).eval().requires_grad_(False)
+    fast = for_inference(model, torch.float32)
     seen = 0
     with _watched(fast) as reach, torch.inference_mode():
         for region in regions:
@@ -58,7 +55,7 @@ def for_int8(model: nn.Module, regions: Iterable[Tensor]) -> nn.Module:
     for name, part in list(fast.named_modules()):
         if isinstance(part, FusedTrunk):
             fast.set_submodule(name, Int8Trunk(part, reach))
-    return prepared(fast, torch.float32)
+    return fast
 
 
 def _kernels() -> bool:
