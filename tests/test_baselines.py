@@ -201,7 +201,7 @@ def test_a_patch_wholly_outside_the_image_is_refused():
 def test_statistics_are_kept_for_the_same_pixels_and_not_for_others(monkeypatch):
     view = section(11)
     first = patch_statistics.patch_statistics(view)
-    monkeypatch.setattr(patch_statistics, "_of_region", None)  # computing again would now fail
+    monkeypatch.setattr(patch_statistics, "of_region", None)  # computing again would now fail
     assert patch_statistics.patch_statistics(replace(view, regions=view.regions.copy(), name="again")) is first
     assert not first.flags.writeable
     monkeypatch.undo()

@@ -57,7 +57,7 @@ def test_measurements_of_the_tested_section_are_not_looked_at(sections):
         total_counts=np.zeros(len(tested.total_counts)),
     )
     np.testing.assert_array_equal(fit_neighbour_section([train])(blind), fit_neighbour_section([train])(tested))
-    neighbour_section._known.clear()  # nor by the registration itself
+    registration._known.clear()  # nor by the registration itself
     np.testing.assert_array_equal(fit_neighbour_section([train])(blind), fit_neighbour_section([train])(tested))
 
 

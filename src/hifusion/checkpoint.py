@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
@@ -26,8 +27,10 @@ from hifusion import files
 from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
+from hifusion.frames import Frames
 from hifusion.models import MODELS
 from hifusion.novelty import Novelty
+from hifusion.trust import read_card
 
 FORMAT = 2  # since 2 a recipe names its network
 PACKAGES = ("hifusion", "torch", "lightning-fabric", "anndata", "numpy")
@@ -120,6 +123,15 @@ class Run:
             return None
         tensors, _ = load_tensors(path)
         return Novelty(tensors["mean"].numpy(), tensors["factor"].numpy())
+
+    @property
+    def frames(self) -> Frames:
+        """Where its training sections lie in their patients' tissue; none for networks that do not ask."""
+        return Frames.open(self.root)
+
+    def trust(self, known_patient: bool = True) -> pd.DataFrame | None:
+        """Its trust card, see :func:`hifusion.trust.read_card`; None for a run without one."""
+        return read_card(self.root, known_patient)
 
     def _weights(self) -> dict[str, Tensor]:
         return load_tensors(self.root / "weights.safetensors")[0]

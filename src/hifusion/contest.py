@@ -20,7 +20,7 @@ from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.inference import best_device, fast_network, forward_batches
 from hifusion.neighbour_section import fit_neighbour_section, predict_left_out
-from hifusion.prediction import predict_all
+from hifusion.prediction import predict_all, run_surroundings
 from hifusion.protocols import Fold, Protocol, check_leak, protocol
 from hifusion.recipes import NETWORKS
 from hifusion.simple_models import SIMPLE, Rival, simple_models
@@ -286,7 +286,7 @@ class Contest:
         if job.model == SHUFFLED:  # what networks look up of training spots is what they were trained on
             train, validation = shuffled(train, seed), shuffled(validation, seed)
         trained, held_out = split(recipe, train, validation, seed)
-        network, surroundings = run.network(best_device()), Surroundings(run.sized_recipe, trained)
+        network, surroundings = run.network(best_device()), run_surroundings(run, trained)
         seconds = run.facts["train_seconds"]
         costs = {
             **_forward_costs(network, surroundings, its.tested[0]),

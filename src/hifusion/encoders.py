@@ -1,5 +1,6 @@
-"""Frozen image encoders: pixels of a window in, one row of features out; from wheels and local files only."""
+"""Frozen image encoders: pixels of a window in, features out; from wheels and local files only."""
 
+import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hifusion import files
 from hifusion.checkpoint import Run, load_tensors
 from hifusion.errors import InputError
 from hifusion.inference import best_device
+from hifusion.models.fused import at_once, fast_dtype
 from hifusion.models.hifusion import standardise
 from hifusion.models.resnet import (
     ENCODERS,
@@ -30,6 +33,7 @@ from hifusion.models.resnet import (
 )
 
 Features = Callable[[Tensor], Tensor]  # uint8 (B, 3, H, W) -> float (B, C)
+Maps = Callable[[Tensor], list[Tensor]]  # uint8 or float pixels (B, 3, H, W) -> float (B, C, h, w) at some depths
 
 SEED = 0
 """Of the weights of the untrained encoders."""
@@ -74,6 +78,20 @@ class Encoder:
     trained_on: tuple[str, ...]
     device: torch.device
     features: Features = field(repr=False)
+    layers: Maps = field(repr=False)
+
+    @torch.no_grad()
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of windows, at one depth or several: ``(B, 3, H, W)`` -> ``(B, C, h, w)`` float32 on the CPU.
+
+        An encoder that gives one row of features a window gives a map of one place.
+
+        Parameters
+        ----------
+        pixels
+            0 to 255, whole numbers or not.
+        """
+        return [layer.float().cpu() for layer in self.layers(pixels.to(self.device))]
 
     @torch.no_grad()
     def __call__(self, region: Tensor) -> Tensor:
@@ -132,13 +150,22 @@ def load_encoder(spec: str, device: torch.device | None = None) -> Encoder:
 
 
 def _encoder(
-    name: str, facts: str, weights: str, device: torch.device, features: Features, trained_on: tuple[str, ...] = ()
+    name: str,
+    facts: str,
+    weights: str,
+    device: torch.device,
+    features: Features,
+    trained_on: tuple[str, ...] = (),
+    layers: Maps | None = None,
 ) -> Encoder:
     """An encoder of known width; ``facts`` and ``weights`` are what its id is the digest of."""
     blank = torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, dtype=torch.uint8, device=device)
     with torch.no_grad():
         width = features(blank).shape[1]
-    return Encoder(files.digest(facts.encode(), weights.encode())[:16], name, width, trained_on, device, features)
+    identity = files.digest(facts.encode(), weights.encode())[:16]
+    return Encoder(
+        identity, name, width, trained_on, device, features, layers or (lambda x: [features(x)[..., None, None]])
+    )
 
 
 def _of_maps(network: nn.Module, scaled: Features, layout: torch.memory_format = torch.channels_last) -> Features:
@@ -207,10 +234,59 @@ def _lite(spec: str, device: torch.device) -> Encoder:
     network = architecture.from_name(f"efficientnet-lite{number}", image_size=None)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network = network.eval().to(device=device, memory_format=torch.channels_last)
-    features = _of_maps(network.extract_features, lambda region: (region.float() - LITE_CENTRE) / LITE_SCALE)
-    return _encoder(
-        f"EfficientNet-Lite{number}, ImageNet", f"{spec} 127 128", files.digest_file(path), device, features
-    )
+    features = _of_maps(network.extract_features, _lite_scaled)
+    name, layers = f"EfficientNet-Lite{number}, ImageNet", _lite_layers(network, device)
+    return _encoder(name, f"{spec} 127 128", files.digest_file(path), device, features, layers=layers)
+
+
+def _lite_scaled(pixels: Tensor) -> Tensor:
+    return (pixels.float() - LITE_CENTRE) / LITE_SCALE
+
+
+def _lite_layers(network: Any, device: torch.device) -> Maps:
+    """The last maps at a sixteenth and at a thirty-second of the window's side, in the device's fastest dtype."""
+    dtype = fast_dtype(device)
+
+    def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+        return fuse_conv_bn_eval(copy.deepcopy(convolution), norm).to(dtype)
+
+    stem = folded(network._conv_stem, network._bn0)
+    blocks = []
+    for block in network._blocks:
+        wide = folded(block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else None
+        along, narrow = folded(block._depthwise_conv, block._bn1), folded(block._project_conv, block._bn2)
+        same = along.stride[0] == 1 and narrow.out_channels == (wide or along).in_channels
+        blocks.append((wide, along, narrow, same))
+    halves = [number for number, (_, along, _, _) in enumerate(blocks) if along.stride[0] == 2]
+    kept = (halves[-1] - 1, len(blocks) - 1)
+
+    def some(pixels: Tensor) -> list[Tensor]:
+        found = []
+        images = _lite_scaled(pixels).to(dtype=dtype, memory_format=torch.channels_last)
+        images = F.relu6(_same_padded(stem, images), inplace=True)
+        for number, (wide, along, narrow, same) in enumerate(blocks):
+            inner = images if wide is None else F.relu6(_same_padded(wide, images), inplace=True)
+            inner = _same_padded(narrow, F.relu6(_same_padded(along, inner), inplace=True))
+            images = inner + images if same else inner
+            if number in kept:
+                found.append(images)
+        return found
+
+    def layers(pixels: Tensor) -> list[Tensor]:
+        parts = [some(part) for part in pixels.split(at_once(pixels))]  # on a CPU, what stays in its caches
+        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
+    return layers
+
+
+def _same_padded(convolution: nn.Conv2d, images: Tensor) -> Tensor:
+    """A convolution with TensorFlow's padding: one more pixel right and below where it is not even."""
+    size, step = convolution.kernel_size[0], convolution.stride[0]
+    padding = size // 2
+    if step > 1:
+        more = [max((-(-side // step) - 1) * step + size - side, 0) for side in images.shape[:1:-1]]
+        images, padding = F.pad(images, [part for its in more for part in (its // 2, its - its // 2)]), 0
+    return F.conv2d(images, convolution.weight, convolution.bias, step, padding, groups=convolution.groups)
 
 
 def _transformers(path: Path, device: torch.device) -> Encoder:

@@ -2,7 +2,7 @@
 
 import io
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def window_features(
     def windows() -> Iterator[Tensor]:
         return slide_regions(image, centres_px, region_px=side_px, shrink=view.shrink, batch_size=batch_size)
 
-    return _kept(view, centres_px, side_px, encoder, windows, progress)
+    return _of_windows(view, centres_px, side_px, encoder, windows, progress)
 
 
 def spot_features(
@@ -82,7 +82,23 @@ def spot_features(
             yield read_regions(view, np.arange(first, min(first + batch_size, spots)))[:, :, inner, inner]
 
     centres_px = np.ascontiguousarray(view.centres_px, dtype=np.float64)
-    return _kept(view, centres_px, side_px, encoder, windows, progress)
+    return _of_windows(view, centres_px, side_px, encoder, windows, progress)
+
+
+def _of_windows(
+    view: SectionView,
+    centres_px: np.ndarray,
+    side_px: int,
+    encoder: Encoder,
+    windows: Callable[[], Iterator[Tensor]],
+    progress: Progress | None,
+) -> np.ndarray:
+    shape = (len(centres_px), encoder.width)
+
+    def rows() -> Iterator[np.ndarray]:
+        return (encoder(region).numpy() for region in windows())
+
+    return kept(view, centres_px, f"{encoder.id} {side_px}", encoder.id, shape, rows, progress)
 
 
 def _offset(view: SectionView, side_px: int) -> int | None:
@@ -99,38 +115,43 @@ def _offset(view: SectionView, side_px: int) -> int | None:
     return start if rest == 0 and region_side * side_px == side * region_px else None
 
 
-def _kept(
+def kept(
     view: SectionView,
     centres_px: np.ndarray,
-    side_px: int,
-    encoder: Encoder,
-    windows: Callable[[], Iterator[Tensor]],
+    what: str,
+    folder: str,
+    shape: tuple[int, int],
+    rows: Callable[[], Iterable[np.ndarray]],
     progress: Progress | None,
 ) -> np.ndarray:
-    """Features from the cache, else computed and put there."""
-    shape = (len(centres_px), encoder.width)
-    path = _path(view, centres_px, side_px, encoder)
+    """Rows of features from the section's cache, where it has one, else computed batch by batch and put there.
+
+    Parameters
+    ----------
+    what
+        All that decides the features, beside the slide and the places: a kept file is for these words alone.
+    folder
+        Where in the cache.
+    shape
+        Of the result, float32 ``(K, C)``.
+    """
+    path = None
+    if view.cache is not None and view.image_digest:
+        key = files.digest(f"{what} {view.image_digest} {view.shrink!r}".encode(), centres_px.tobytes())
+        path = view.cache / FOLDER / folder / f"{view.name}-{key[:16]}.npy"
     found = _read(path, shape) if path else None
     if found is not None:
         return found
     found = np.empty(shape, dtype=np.float32)
     done = 0
-    for region in windows():
-        found[done : done + len(region)] = encoder(region).numpy()
-        done += len(region)
+    for batch in rows():
+        found[done : done + len(batch)] = batch
+        done += len(batch)
         if progress:
             progress(view.name, done, len(found))
     if path:
         _write(path, found)
     return found
-
-
-def _path(view: SectionView, centres_px: np.ndarray, side_px: int, encoder: Encoder) -> Path | None:
-    if view.cache is None or not view.image_digest:
-        return None
-    facts = f"{encoder.id} {view.image_digest} {side_px} {view.shrink!r}"
-    key = files.digest(facts.encode(), centres_px.tobytes())
-    return view.cache / FOLDER / encoder.id / f"{view.name}-{side_px}px-{key[:16]}.npy"
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Devices, precision, and the forward pass over many region patches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,20 @@ class SpotOutputs(NamedTuple):
     """float32 ``(B, G)``."""
     embedding: np.ndarray
     """float32 ``(B, C)``, the features the head read."""
+    lower: np.ndarray | None = None
+    """float32 ``(B, G)``: 5 % of measurements are to lie below; None for networks without intervals."""
+    upper: np.ndarray | None = None
+    """float32 ``(B, G)``: 5 % are to lie above; None likewise."""
+
+    def rows(self, chosen: np.ndarray) -> "SpotOutputs":
+        """What is said of some of the spots."""
+        return SpotOutputs(**{name: values[chosen] for name, values in self._asdict().items() if values is not None})
+
+    @classmethod
+    def joined(cls, parts: "Sequence[SpotOutputs]") -> "SpotOutputs":
+        """Batches of one network, one after the other."""
+        known = [name for name, values in parts[0]._asdict().items() if values is not None]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in known})
 
 
 def best_device() -> torch.device:
@@ -81,10 +95,12 @@ def forward_batches(
         views = list(eight_symmetries(region)) if average_symmetries else [region]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             outputs = [in_pieces(model, view, given) for view in views]
-        mean = (
-            torch.stack([getattr(output, name).float() for output in outputs]).mean(0) for name in SpotOutputs._fields
-        )
-        yield SpotOutputs(*(value.cpu().numpy() for value in mean))
+        given_names = [name for name in SpotOutputs._fields if hasattr(outputs[0], name)]
+        yield SpotOutputs(**{name: _mean([getattr(output, name) for output in outputs]) for name in given_names})
+
+
+def _mean(values: list[Tensor]) -> np.ndarray:
+    return torch.stack([value.float() for value in values]).mean(0).cpu().numpy()
 
 
 def predict_regions(

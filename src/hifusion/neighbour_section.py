@@ -4,7 +4,6 @@ Sections of one block look alike and lie on each other. What a model gains on th
 seen, over the tissue's own expression at the same place, is what it reads from the picture.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,13 +12,10 @@ from scipy.spatial.distance import cdist
 
 from hifusion.cohort import SectionView, mean_profile
 from hifusion.errors import InputError
-from hifusion.registration import Registration, positions_um, register
+from hifusion.registration import positions_um, registered
 
 BANDWIDTHS_UM = (100.0, 150.0, 200.0, 300.0, 400.0, 600.0, 800.0)
 BLOCK = 2  # pitches: side of the blocks of spots left out of a patient's only section
-
-# By what a registration looks at, since each fold makes new views of the same sections.
-_known: dict[str, Registration] = {}
 
 
 def fit_neighbour_section(train: Sequence[SectionView]) -> Callable[[SectionView], np.ndarray]:
@@ -85,18 +81,7 @@ def _expression(views: Sequence[SectionView]) -> np.ndarray:
 
 def _laid_on(sources: Sequence[SectionView], view: SectionView) -> np.ndarray:
     """Positions of all spots of some sections in um of another's slide, ``(sum of N, 2)``."""
-    return np.concatenate([_registered(source, view).moved(positions_um(source)) for source in sources])
-
-
-def _registered(moving: SectionView, fixed: SectionView) -> Registration:
-    sha = hashlib.sha256()
-    for view in (moving, fixed):
-        sha.update(repr((view.name, view.image_digest, str(view.image), view.mpp, view.pitch_px)).encode())
-        sha.update(np.ascontiguousarray(view.centres_px, dtype=np.float64).tobytes())
-    key = sha.hexdigest()
-    if key not in _known:
-        _known[key] = register(moving, fixed)
-    return _known[key]
+    return np.concatenate([registered(source, view).moved(positions_um(source)) for source in sources])
 
 
 def _around(

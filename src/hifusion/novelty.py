@@ -37,17 +37,36 @@ class Novelty:
         return along.norm(dim=1).numpy().astype(np.float32)
 
 
-def fit_novelty(training: np.ndarray, held_out: np.ndarray) -> Novelty:
+def fit_novelty(training: np.ndarray, held_out: np.ndarray, folds: np.ndarray | None = None) -> Novelty:
     """Fit the distance to training embeddings ``(N, C)`` and set its unit by held-out ones ``(M, C)``.
 
     The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, J. Multivariate Analysis 88, 2004):
     with fewer spots than channels it could not be inverted, and a direction no training spot varies in counts most.
+
+    Parameters
+    ----------
+    folds
+        ``(N,)``, where the held-out spots are the training spots: each fold is measured from the others for the unit.
 
     Raises
     ------
     InputError
         The embeddings of the training spots do not vary.
     """
+    mean, factor = _distance(training)
+    if folds is None:
+        lengths = np.linalg.norm((held_out - mean) @ factor, axis=1)
+    else:
+        lengths = np.zeros(len(held_out))
+        for fold in np.unique(folds):
+            middle, along = _distance(training[folds != fold])
+            lengths[folds == fold] = np.linalg.norm((held_out[folds == fold] - middle) @ along, axis=1)
+    factor /= np.quantile(lengths, HELD_OUT_SHARE)
+    return Novelty(mean.astype(np.float32), factor.astype(np.float32))
+
+
+def _distance(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middle of the embeddings, and what their deviations from it are multiplied by."""
     mean = training.mean(axis=0, dtype=np.float64)
     values, directions = np.linalg.eigh(_shrunk_covariance(training - mean))
     if values[0] <= 0:
@@ -55,10 +74,7 @@ def fit_novelty(training: np.ndarray, held_out: np.ndarray) -> Novelty:
             f"the features of all {len(training)} training spots are the same: the network died; train anew with a "
             "lower learning rate"
         )
-    factor = directions / np.sqrt(values)
-    lengths = np.linalg.norm((held_out - mean) @ factor, axis=1)
-    factor /= np.quantile(lengths, HELD_OUT_SHARE)
-    return Novelty(mean.astype(np.float32), factor.astype(np.float32))
+    return mean, directions / np.sqrt(values)
 
 
 def _shrunk_covariance(deviations: np.ndarray) -> np.ndarray:

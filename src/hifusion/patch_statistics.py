@@ -57,7 +57,7 @@ def patch_statistics(view: SectionView) -> np.ndarray:
     if key not in _known:
         # numpy lets go of the interpreter in the heavy calls, so threads help.
         with ThreadPoolExecutor() as pool:
-            rows = list(pool.map(partial(_of_region, section=view.name), view.regions, view.inside))
+            rows = list(pool.map(partial(of_region, section=view.name), view.regions, view.inside))
         found = np.array(rows, dtype=np.float64).reshape(-1, COUNT)
         found.setflags(write=False)
         _known[key] = found
@@ -71,7 +71,8 @@ def _digest(regions: np.ndarray, inside: np.ndarray) -> str:
     return sha.hexdigest()
 
 
-def _of_region(region: np.ndarray, box: np.ndarray, section: str) -> list[float]:
+def of_region(region: np.ndarray, box: np.ndarray, section: str) -> list[float]:
+    """The statistics of one region, uint8 ``(R, R, 3)``, of which ``box`` lies inside the image of ``section``."""
     side = region.shape[0]
     channels = np.ascontiguousarray(np.moveaxis(region, -1, 0))
     density = _DENSITY[channels[0]] + _DENSITY[channels[1]] + _DENSITY[channels[2]]

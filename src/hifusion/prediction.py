@@ -23,9 +23,16 @@ from hifusion.models.int8 import for_int8
 from hifusion.section import predicted_section, write_section
 from hifusion.slide import Slide
 from hifusion.store import refuse_outside, region_shrink
-from hifusion.surroundings import Spots, Surroundings, predict_spots
+from hifusion.surroundings import Spots, Surroundings, predict_spots, spots_by_batch
 
 CALIBRATION_SPOTS = 64  # whose patches tell what values 8 bits have to hold
+TRUST_COLUMNS = {
+    "pcc_per_gene": "expected_pcc_per_gene",
+    "of_ceiling": "expected_of_ceiling",
+    "coverage_90": "expected_coverage_90",
+    "trust": "trust",
+}
+"""Column of the trust card -> column of a prediction's ``var``."""
 SAME_SCALE = 0.05  # scales this close are one: a run trained on native pixels then reads native pixels
 
 Progress = Callable[[str, int, int], None]  # (what is going on, spots done, spots in all)
@@ -46,8 +53,13 @@ def predict_view(
     InputError
         The network looks at training spots, and none are given.
     """
-    surroundings, precision = Surroundings(run.sized_recipe, trained), run_precision(run)
+    surroundings, precision = run_surroundings(run, trained), run_precision(run)
     return predict_all(fast_network(run.network(best_device()), precision), surroundings, view, precision, progress)
+
+
+def run_surroundings(run: Run, trained: Sequence[Spots] = ()) -> Surroundings:
+    """What the run's network is given beside a spot's own patch; ``trained`` as for :func:`predict_view`."""
+    return Surroundings(run.sized_recipe, trained, run.frames, run.facts.get("patients", ()))
 
 
 def run_precision(run: Run) -> str:
@@ -85,8 +97,11 @@ def predict_section(
     """Predict a section from its image: a new section with expression ``X`` of the run's panel at the same spots.
 
     ``obs["novelty"]`` tells how unlike the training spots each one is (:mod:`hifusion.novelty`: above 1 is more than
-    95 % of held-out spots; NaN for a run that does not know). Where ``section`` is measured and has the panel's genes,
-    its own expression in the run's unit goes along as ``layers["measured"]``.
+    95 % of held-out spots; NaN for a run that does not know). A network with intervals gives ``layers["lower_90"]``
+    and ``layers["upper_90"]``, within which 90 % of measurements are to lie; a run with a trust card
+    (:mod:`hifusion.trust`) gives columns of ``var``, for a patient it was trained on or for a new one. Where
+    ``section`` is measured and has the panel's genes, its own expression in the run's unit goes along as
+    ``layers["measured"]``.
 
     Parameters
     ----------
@@ -119,24 +134,45 @@ def predict_section(
     centres, batch_size = section.obsm["spatial"], run.recipe.batch_size
     shrink = patch_shrink(run, section)
 
+    genes = len(run.panel.genes)
+    columns = genes * (3 if MODELS[run.recipe.network].has_intervals else 1) + 1
+
     def rows_from(first: int) -> Iterator[np.ndarray]:
-        """Expression and novelty of the spots from ``first`` on, batches of float32 ``(B, G + 1)``."""
+        """Expression, its intervals if any, and novelty of the spots from ``first`` on, float32 ``(B, columns)``."""
         novelty, done = run.novelty, first
         for outputs in spot_outputs(
-            run, section, path, shrink, first=first, average_symmetries=average_symmetries, int8=int8, workers=workers
+            run,
+            section,
+            path,
+            shrink,
+            first=first,
+            average_symmetries=average_symmetries,
+            int8=int8,
+            workers=workers,
+            progress=progress,
         ):
             unlike = novelty.of(outputs.embedding) if novelty else np.full(len(outputs.expression), np.nan)
             done += len(unlike)
             if progress:
                 progress(f"predict {facts['section']}", done, len(centres))
-            yield np.column_stack([outputs.expression, unlike]).astype(np.float32)
+            intervals = [values for values in (outputs.lower, outputs.upper) if values is not None]
+            yield np.column_stack([outputs.expression, *intervals, unlike]).astype(np.float32)
 
     def finished(rows: np.ndarray) -> AnnData:
-        expression = rows[:, :-1]
+        values = rows[:, :-1]
         if average_within_um is not None:
-            expression = average_overlaps(expression, centres, average_within_um / facts["mpp"])
-        predicted = as_section(run.id, run, section, expression)
+            values = average_overlaps(values, centres, average_within_um / facts["mpp"])
+        predicted = as_section(run.id, run, section, values[:, :genes])
+        if values.shape[1] > genes:
+            predicted.layers["lower_90"], predicted.layers["upper_90"] = (
+                values[:, genes:].reshape(-1, 2, genes).swapaxes(0, 1)
+            )
         predicted.obs["novelty"] = rows[:, -1]
+        card = run.trust(facts["patient"] in run.facts.get("patients", ()))
+        if card is not None:
+            card = card.loc[list(run.panel.genes)]
+            for column, name in TRUST_COLUMNS.items():
+                predicted.var[name] = card[column].to_numpy()
         predicted.uns["hifusion"]["image"] = str(path.resolve())  # the one that was read, which may have been given
         return predicted
 
@@ -146,7 +182,6 @@ def predict_section(
     how = [average_symmetries, int8, run_precision(run)]
     of = [run.id, str(path.resolve()), stat.st_size, stat.st_mtime_ns, shrink, *how]
     key = files.digest(json.dumps(of).encode(), np.ascontiguousarray(centres).data)
-    columns = len(run.panel.genes) + 1
     with files.growing(out, key, 4 * columns, batch_size) as (file, done):
         for rows in rows_from(done):
             file.write(rows.tobytes())
@@ -166,6 +201,7 @@ def spot_outputs(
     average_symmetries: bool,
     int8: bool = False,
     workers: int,
+    progress: Progress | None = None,
 ) -> Iterator[SpotOutputs]:
     """What the run's network says of a section's spots from ``first`` on, batch by batch.
 
@@ -186,6 +222,17 @@ def spot_outputs(
         )
 
     network = run.network(best_device())
+    if its.fitted_at_once and (int8 or average_symmetries):
+        raise InputError(
+            f"{run.root}: --int8 and --average-symmetries are for networks that learn to see; {recipe.network} has a "
+            "frozen trunk: leave them out"
+        )
+    if its.fitted_at_once:
+        surroundings = run_surroundings(run)
+        surroundings.progress = progress
+        view, rows = _view(run, section, slide, shrink, None), np.arange(first, section.n_obs)
+        yield from spots_by_batch(network, surroundings, view, rows, precision)
+        return
     if int8:
         spread = np.unique(np.linspace(0, len(centres) - 1, CALIBRATION_SPOTS).round().astype(int))
         network = for_int8(network, regions_at(centres[spread], 0))
@@ -201,7 +248,7 @@ def spot_outputs(
     yield predict_spots(network, surroundings, view, np.arange(first, section.n_obs), precision)
 
 
-def _view(run: Run, section: AnnData, slide: Path, shrink: float, regions: np.ndarray) -> SectionView:
+def _view(run: Run, section: AnnData, slide: Path, shrink: float, regions: np.ndarray | None) -> SectionView:
     """A section of which positions and pixels are known, as a network's surroundings want it."""
     facts, nothing = section.uns["hifusion"], np.zeros((section.n_obs, len(run.panel.genes)), dtype=np.float32)
     return SectionView(

@@ -7,6 +7,7 @@ information, by SimpleITK). Nothing is bent: how consecutive sections differ bey
 Only pictures and positions are looked at, never expression.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -33,6 +34,9 @@ _SPOT_REACH = 0.75  # of the pitch: discs of this radius around the spots of a l
 _MARGIN_UM = 512.0  # around the spots where there is no slide
 _BINS, _ITERATIONS = 32, 200
 _STEP_UM, _LAST_STEP_UM = 32.0, 0.5
+
+# By what a registration looks at, since each fold makes new views of the same sections.
+_known: dict[str, "Registration"] = {}
 
 
 class Change(NamedTuple):
@@ -156,6 +160,19 @@ def register(moving: SectionView, fixed: SectionView, *, mirror: bool = False) -
         method=f"{kind}, by {'optical density' if seen else 'the outline of tissue or spots alone'}",
     )
     return replace(found, doubts=tuple(_doubts(found, fixed.pitch_px * fixed.mpp)))
+
+
+def registered(moving: SectionView, fixed: SectionView) -> Registration:
+    """As :func:`register`, found once in a process for the same pictures and positions."""
+    sha = hashlib.sha256()
+    for view in (moving, fixed):
+        picture = view.image_digest or str(view.image)
+        sha.update(repr((view.name, picture, view.mpp, view.pitch_px)).encode())
+        sha.update(positions_um(view).tobytes())
+    key = sha.hexdigest()
+    if key not in _known:
+        _known[key] = register(moving, fixed)
+    return _known[key]
 
 
 def common_frame(views: Sequence[SectionView], *, mirror: bool = False) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from hifusion.cohort import SectionView
 from hifusion.configuration import from_dict
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
+from hifusion.metrics import lattice_weights
 
 
 def begin(out: Path, facts: dict[str, Any], panel: GenePanel, resume: bool) -> bool:
@@ -46,6 +47,17 @@ def digest(views: Sequence[SectionView]) -> str:
     """Of what was measured, and where."""
     parts = [part for view in views for part in (view.image_digest.encode(), view.expression, view.centres_px)]
     return files.digest(*(part if isinstance(part, bytes) else np.ascontiguousarray(part).data for part in parts))[:16]
+
+
+def spot_facts(views: Sequence[SectionView]) -> dict[str, Any]:
+    """Scale and spots of the training sections (medians): what a slide that was never measured is to be seen at."""
+    neighbours = [np.median(np.diff(lattice_weights(view.centres_px, view.pitch_px).indptr)) for view in views]
+    return {
+        "lattice": "hexagonal" if np.median(neighbours) > 4 else "square",
+        "mpp": float(np.median([view.mpp for view in views])),
+        "pitch_um": float(np.median([view.pitch_px * view.mpp for view in views])),
+        "spot_diameter_um": float(np.median([view.spot_diameter_um for view in views])),
+    }
 
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from hifusion import data
+from hifusion.appearance import Progress, appearance, context, standard_levels
 from hifusion.cohort import SectionView
 from hifusion.configuration import Recipe
 from hifusion.encoders import Encoder, load_encoder
 from hifusion.errors import InputError
 from hifusion.expression import normalisation
 from hifusion.features import spot_features, window_features
+from hifusion.frames import Frames
 from hifusion.inference import SpotOutputs, forward_batches
 from hifusion.models import BY_SPOT, MODELS
 from hifusion.models.asign_graphs import nearest_graph, radius_graph, stack_graph, tile_sums, tiles_of
@@ -50,6 +52,8 @@ class Surroundings:
         Names the network and the frozen encoder; the network's configuration has its final sizes.
     train
         The training spots.
+    frames, patients
+        Of the run, see :class:`hifusion.frames.Frames`, and whom it was trained on.
 
     Raises
     ------
@@ -57,9 +61,16 @@ class Surroundings:
         The network looks at training spots, and there are none.
     """
 
-    def __init__(self, recipe: Recipe, train: Sequence[Spots]):
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Sequence[Spots],
+        frames: Frames | None = None,
+        patients: Sequence[str] = (),
+    ):
         self.recipe, self.config = recipe, recipe.model
-        self.train = list(train)
+        self.train, self.frames, self.patients = list(train), frames or Frames(()), tuple(patients)
+        self.progress: Progress | None = None
         if MODELS[recipe.network].looks_at_training and not train:
             raise InputError(
                 f"{recipe.network} predicts from the measured training spots, which a run folder does not hold; "
@@ -68,6 +79,7 @@ class Surroundings:
         module: Any = MODELS[recipe.network].module
         self.needs = MODELS[recipe.network].needs
         self.whole_section: bool = module.whole_section
+        self.reads_regions = not MODELS[recipe.network].fitted_at_once
         self.whole_patient: bool = getattr(module, "whole_patient", False)
         self._kept: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
@@ -114,7 +126,11 @@ class Surroundings:
             return
         size = self.recipe.batch_size
         for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
-            region = data.read_regions(view, chunk, self.config.region_px)
+            region = (
+                data.read_regions(view, chunk, self.config.region_px)
+                if self.reads_regions
+                else torch.empty(len(chunk), 3, 0, 0, dtype=torch.uint8)
+            )
             yield region, self.inputs(view, chunk), np.arange(len(chunk))
 
     def sample(self, view: SectionView) -> tuple[Tensor, dict[str, Tensor]]:
@@ -237,6 +253,17 @@ def predict_spots(
         Called with the number of spots just done.
     """
     parts = []
+    for outputs in spots_by_batch(network, surroundings, view, rows, precision):
+        parts.append(outputs)
+        if on_batch:
+            on_batch(len(outputs.expression))
+    return SpotOutputs.joined(parts)
+
+
+def spots_by_batch(
+    network: nn.Module, surroundings: Surroundings, view: SectionView, rows: np.ndarray, precision: str
+) -> Iterator[SpotOutputs]:
+    """As :func:`predict_spots`, batch by batch."""
     for region, inputs, chosen in surroundings.batches(view, rows):
         (outputs,) = forward_batches(
             network,
@@ -244,10 +271,7 @@ def predict_spots(
             precision=precision,
             average_symmetries=surroundings.recipe.average_symmetries,
         )
-        parts.append(SpotOutputs(*(values[chosen] for values in outputs)))
-        if on_batch:
-            on_batch(len(chosen))
-    return SpotOutputs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        yield outputs.rows(chosen)
 
 
 def _mask(spots: int, rows: np.ndarray) -> Tensor:
@@ -261,6 +285,20 @@ def _size_px(view: SectionView) -> tuple[int, int]:
     assert view.image is not None
     width, height = Slide(view.image).size_px
     return math.ceil(width / view.shrink), math.ceil(height / view.shrink)
+
+
+def _seen(its: Surroundings, view: SectionView) -> dict[str, Tensor]:
+    mpp = its.recipe.region_mpp
+    assert mpp is not None
+    looks = appearance(view, its.encoder, its.config, mpp, its.progress)
+    # Half precision: a slide of 20,000 spots then takes 1 GiB.
+    return {
+        "whole": torch.from_numpy(looks.whole).half(),
+        "levels": torch.from_numpy(standard_levels(looks.levels)).half(),
+        "context": torch.from_numpy(context(view, looks.whole, its.config.radii_um)).half(),
+        "place": torch.from_numpy(its.frames.place(view)),
+        "known": torch.full((len(looks.whole),), view.patient in its.patients),
+    }
 
 
 def _position(its: Surroundings, view: SectionView) -> dict[str, Tensor]:
@@ -329,6 +367,7 @@ def _tiles_and_stack(its: Surroundings, *stack: SectionView) -> dict[str, Tensor
 
 
 _SUPPLIERS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "hifusion_frozen": _seen,
     "histogene": _position,
     "hist2st": _position_and_graph,
     "egn": _exemplars,

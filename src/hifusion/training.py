@@ -20,8 +20,8 @@ from hifusion.configuration import Recipe
 from hifusion.epochs import Progress, learn_epoch, refuse_diverged, validation_mse
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
+from hifusion.frozen_training import fit_frozen
 from hifusion.inference import best_device, fast_network, resolve_precision
-from hifusion.metrics import lattice_weights
 from hifusion.models import MODELS
 from hifusion.models.inputs import pixel_statistics
 from hifusion.novelty import fit_novelty
@@ -149,6 +149,12 @@ def fit(
         little memory.
     """
     out = Path(out)
+    if MODELS[recipe.network].fitted_at_once:
+        both = [*train, *validation]  # nothing is selected on a section: what is chosen is chosen by leaving some out
+        both = shuffled(both, seed) if shuffle_targets else both
+        return fit_frozen(
+            recipe, panel, both, out, seed=seed, shuffled=shuffle_targets, resume=resume, progress=progress
+        )
     check_patches(recipe, store)
     if device_count * nodes > 1:
         _refuse_sharing(recipe, device_count * nodes)
@@ -170,7 +176,7 @@ def fit(
         "data": run_folder.digest([*train, *validation]),
         "train_spots": n_train,
         "validation_spots": sum(len(rows) for _, rows in held_out),
-        "spots": _spot_facts(train),
+        "spots": run_folder.spot_facts(train),
         "precision": precision,
         "device": str(device),
         "devices": [device_count * nodes],
@@ -298,19 +304,10 @@ def _whole(views: Sequence[SectionView]) -> list[Spots]:
     return [(view, np.arange(len(view.expression))) for view in views]
 
 
-def _spot_facts(views: Sequence[SectionView]) -> dict[str, Any]:
-    """Scale and spots of the training sections (medians): what a slide that was never measured is to be seen at."""
-    neighbours = [np.median(np.diff(lattice_weights(view.centres_px, view.pitch_px).indptr)) for view in views]
-    return {
-        "lattice": "hexagonal" if np.median(neighbours) > 4 else "square",
-        "mpp": float(np.median([view.mpp for view in views])),
-        "pitch_um": float(np.median([view.pitch_px * view.mpp for view in views])),
-        "spot_diameter_um": float(np.median([view.spot_diameter_um for view in views])),
-    }
-
-
 def check_patches(recipe: Recipe, store: Store | None) -> None:
     """Refuse a store whose region patches do not hold, at the same scale, those the recipe's network takes."""
+    if MODELS[recipe.network].fitted_at_once:
+        return  # it reads slides
     if store is None:
         raise InputError("training needs region patches; build a store with `hifusion prepare` first")
     wanted, found = recipe.model.region_px, store.region_px

@@ -11,6 +11,7 @@ from hifusion.models.asign3d import Asign3d
 from hifusion.models.asign_core import AsignConfig
 from hifusion.models.bleep import Bleep, BleepConfig
 from hifusion.models.egn import EGN, EGNConfig
+from hifusion.models.frozen import FrozenConfig, FrozenHiFusion
 from hifusion.models.fused import for_inference
 from hifusion.models.hifusion import HiFusion, HiFusionConfig
 from hifusion.models.hist2st import Hist2ST, Hist2STConfig
@@ -43,18 +44,32 @@ class Model(NamedTuple):
         return self.module.needs  # type: ignore[attr-defined]
 
     @property
+    def fitted_at_once(self) -> bool:
+        """Whether it is fitted as a whole on a frozen trunk's features, not in epochs over region patches."""
+        return not getattr(self.module, "reads_regions", True)
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether its output has `lower` and `upper`."""
+        return getattr(self.module, "has_intervals", False)
+
+    @property
     def looks_at_training(self) -> bool:
         """Whether measured training spots are among what it needs to predict."""
         return not {"exemplar_target", "known_expression"}.isdisjoint(self.needs)
 
 
 BY_SPOT = frozenset(
-    ("feature", "exemplar_feature", "exemplar_target", "neighbour_features", "neighbour_mask", "section_row")
+    (
+        *("feature", "exemplar_feature", "exemplar_target", "neighbour_features", "neighbour_mask", "section_row"),
+        *FrozenHiFusion.needs,
+    )
 )
 """Inputs with a row for each spot of a batch; all others are of the whole section."""
 
 MODELS: dict[str, Model] = {
     "hifusion": Model(HiFusionConfig, HiFusion, steps.hifusion_step),
+    "hifusion_frozen": Model(FrozenConfig, FrozenHiFusion, steps.frozen_step),
     "stnet": Model(STNetConfig, STNet, steps.stnet_step),
     "histogene": Model(HisToGeneConfig, HisToGene, steps.histogene_step),
     "hist2st": Model(Hist2STConfig, Hist2ST, steps.hist2st_step),

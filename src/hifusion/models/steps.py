@@ -1,6 +1,6 @@
 """One training step of every network: a batch in, the named terms of its loss out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from hifusion.models.asign import asign_loss
 from hifusion.models.asign3d import asign3d_loss
 from hifusion.models.bleep import bleep_loss
 from hifusion.models.egn import egn_loss
+from hifusion.models.frozen import head_loss
 from hifusion.models.hifusion import hifusion_loss
 from hifusion.models.hist2st_training import hist2st_loss, view_outputs
 from hifusion.models.histogene import histogene_loss
@@ -113,6 +114,19 @@ def asign3d_step(network: Any, batch: Batch) -> dict[str, Tensor]:
 def bleep_step(network: Any, batch: Batch, *, temperature: float = 1.0) -> dict[str, Tensor]:
     """See `bleep_loss`."""
     return bleep_loss(network(batch.region, measured=batch.target), batch.target, temperature)
+
+
+def frozen_step(
+    head: Any,
+    inputs: Sequence[Tensor],
+    target: Tensor,
+    weight: Tensor,
+    *,
+    align_weight: float = 0.1,
+    level_weight: float = 1.0,
+) -> dict[str, Tensor]:
+    """See `head_loss`; one head, called by `hifusion.frozen_training` alone."""
+    return head_loss(head(*inputs), target, weight, align_weight, level_weight)
 
 
 def scored(value: Any, batch: Batch) -> Any:

@@ -1,0 +1,128 @@
+"""What a frozen encoder and hand-made statistics see of a spot, at every scale from inside it to far around it.
+
+These are the inputs of :class:`hifusion.models.frozen.FrozenHiFusion`. Colour is absolute, not standardised image by
+image: the stain of a spot against the rest of its section says much of what can be known about its expression. What two
+scanners or stainings differ by is taken out section by section instead (:func:`context`).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from hifusion.cohort import SectionView
+from hifusion.data import slide_regions
+from hifusion.encoders import Encoder
+from hifusion.errors import InputError
+from hifusion.features import kept
+from hifusion.models.frozen import STATISTICS, TOKENS, FrozenConfig
+from hifusion.models.fused import fast_dtype
+from hifusion.models.hifusion import split_tiles, stitch_tiles
+from hifusion.patch_statistics import REACH, of_region, standardise
+
+Progress = Callable[[str, int, int], None]  # (what, spots done, spots in all)
+BATCH_SIZE = 8
+SAME_SCALE = 0.05  # a slide this close to the wanted scale is read pixel by pixel
+
+
+class Appearance(NamedTuple):
+    """What is seen of each spot of a section."""
+
+    levels: np.ndarray
+    """float32 ``(N, L, 4, C)``: each grid's map of the spot patch in four quarters."""
+    whole: np.ndarray
+    """float32 ``(N, F)``: means of the levels, mean and spread of each window's map, hand-made statistics."""
+
+
+def appearance(
+    view: SectionView, encoder: Encoder, config: FrozenConfig, mpp: float, progress: Progress | None = None
+) -> Appearance:
+    """What is seen of a section's spots, read from its slide and kept in the section's cache.
+
+    Parameters
+    ----------
+    mpp
+        um per pixel of the patches; the slide's own pixels are read where they are as wide, to 5 %.
+
+    Raises
+    ------
+    InputError
+        The section has no slide, or it cannot be read.
+    """
+    if view.image is None:
+        raise InputError(f"section {view.name} has no slide to look at; prepare a store with its image and give that")
+    image, shrink = view.image, mpp / view.mpp
+    shrink = 1.0 if abs(shrink - 1) <= SAME_SCALE else shrink
+    centres = np.ascontiguousarray(view.centres_px, dtype=np.float64)
+    channels = sum(layer.shape[1] for layer in encoder.maps(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
+    in_levels = len(config.grids) * TOKENS * channels
+    shape = (len(centres), in_levels + 2 * len(config.windows) * channels + STATISTICS)
+
+    def windows(side_px: int, at: float) -> Iterator[Tensor]:
+        return slide_regions(image, centres, region_px=side_px, shrink=at, batch_size=BATCH_SIZE)
+
+    def rows() -> Iterator[np.ndarray]:
+        reads = [windows(min(side, seen), shrink * max(side / seen, 1.0)) for side, seen in config.windows]
+        for region, *others in zip(windows(config.region_px, shrink), *reads, strict=True):
+            start = (config.region_px - config.spot_px) // 2
+            spot = region[:, :, start : start + config.spot_px, start : start + config.spot_px]
+            parts = [_level(encoder, spot, grid).flatten(1) for grid in config.grids]
+            parts += [_window(encoder, pixels, seen) for pixels, (_, seen) in zip(others, config.windows, strict=True)]
+            box = np.array([0, 0, config.region_px, config.region_px])
+            by_hand = [of_region(pixels, box, view.name) for pixels in region.permute(0, 2, 3, 1).numpy()]
+            yield torch.cat([*parts, torch.tensor(by_hand)], dim=1).numpy()
+
+    dtype = fast_dtype(encoder.device)  # in which a trunk computes
+    what = f"appearance {encoder.id} {dtype} {config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
+    found = kept(view, centres, what, encoder.id, shape, rows, progress)
+    levels = found[:, :in_levels].reshape(len(found), len(config.grids), TOKENS, channels)
+    return Appearance(levels, np.concatenate([levels.mean(2).reshape(len(found), -1), found[:, in_levels:]], axis=1))
+
+
+def context(view: SectionView, seen: np.ndarray, radii_um: tuple[float, ...]) -> np.ndarray:
+    """What is seen of the spots and of their neighbourhoods, each column standardised within the section.
+
+    Parameters
+    ----------
+    seen
+        ``(N, F)``.
+    radii_um
+        A mean of radius ``r`` weighs every spot of the section by ``exp(-(distance / r)^2)``.
+
+    Returns
+    -------
+    np.ndarray
+        float32 ``(N, 1 + len(radii_um), F)``, the spots themselves first.
+    """
+    tree, found = KDTree(view.centres_px), [seen]
+    for radius_um in radii_um:
+        radius_px = radius_um / view.mpp
+        near = tree.sparse_distance_matrix(tree, REACH * radius_px, output_type="coo_matrix").tocsr()
+        near.data = np.exp(-((near.data / radius_px) ** 2))
+        found.append((near @ seen) / np.asarray(near.sum(axis=1)))
+    return np.stack([standardise(values)(values) for values in found], axis=1).astype(np.float32)
+
+
+def standard_levels(levels: np.ndarray) -> np.ndarray:
+    """Each grid's channels standardised over the quarters of all spots of the section, as ``levels`` is."""
+    flat = levels.transpose(0, 2, 1, 3).reshape(-1, levels.shape[1] * levels.shape[3])
+    scaled = standardise(flat)(flat).reshape(len(levels), TOKENS, levels.shape[1], levels.shape[3])
+    return np.ascontiguousarray(scaled.transpose(0, 2, 1, 3), dtype=np.float32)
+
+
+def _level(encoder: Encoder, spot: Tensor, grid: int) -> Tensor:
+    """The spot patch in ``grid`` x ``grid`` tiles, each seen on its own: ``(B, 4, C)``, its quarters row by row."""
+    maps = (stitch_tiles(layer, grid) for layer in encoder.maps(split_tiles(spot, grid)))
+    return torch.cat([F.adaptive_avg_pool2d(layer, 2) for layer in maps], dim=1).flatten(2).transpose(1, 2)
+
+
+def _window(encoder: Encoder, pixels: Tensor, seen_px: int) -> Tensor:
+    """Mean and standard deviation over the maps of a window, ``(B, 2 C)``."""
+    if pixels.shape[-1] != seen_px:
+        pixels = F.interpolate(pixels.float(), (seen_px, seen_px), mode="bilinear", align_corners=False)
+    maps = [layer.flatten(2) for layer in encoder.maps(pixels)]
+    return torch.cat([part for layer in maps for part in (layer.mean(-1), layer.std(-1, correction=0))], dim=1)
