@@ -8,6 +8,7 @@ from typing import Any
 from anndata import AnnData
 
 from hifusion import (
+    adaptation,
     archive_prediction,
     benchmarking,
     describe,
@@ -76,7 +77,7 @@ def train(
     data: Path,
     out: Path,
     *,
-    recipe: str = "quick",
+    recipe: str = "recommended",
     source: str | None = None,
     overrides: Sequence[str] = (),
     sections: Sequence[str] | None = None,
@@ -108,10 +109,26 @@ def train(
     )
 
 
+def adapt(
+    run: Path,
+    section: Path,
+    out: Path,
+    *,
+    image: Path | None = None,
+    spots: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Adapt a run to a measured section file; see :func:`hifusion.adaptation.adapt`."""
+    return adaptation.adapt(
+        Run.open(run), read_section(section), Path(out), image=image, spots=spots, seed=seed, progress=progress
+    )
+
+
 def train_costs(
     data: Path,
     *,
-    recipe: str = "quick",
+    recipe: str = "recommended",
     source: str | None = None,
     overrides: Sequence[str] = (),
     sections: Sequence[str] | None = None,
@@ -129,7 +146,7 @@ def evaluate(
     *,
     protocol: str,
     models: Sequence[str] = ("hifusion",),
-    recipe: str = "quick",
+    recipe: str = "recommended",
     source: str | None = None,
     overrides: Sequence[str] = (),
     panel: str | None = None,
@@ -170,7 +187,7 @@ def evaluate_costs(
     *,
     protocol: str,
     models: Sequence[str] = ("hifusion",),
-    recipe: str = "quick",
+    recipe: str = "recommended",
     source: str | None = None,
     overrides: Sequence[str] = (),
     panel: str | None = None,

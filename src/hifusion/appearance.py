@@ -76,8 +76,8 @@ def appearance(
             by_hand = [of_region(pixels, box, view.name) for pixels in region.permute(0, 2, 3, 1).numpy()]
             yield torch.cat([*parts, torch.tensor(by_hand)], dim=1).numpy()
 
-    dtype = fast_dtype(encoder.device)  # in which a trunk computes
-    what = f"appearance {encoder.id} {dtype} {config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
+    looks = f"{config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
+    what = f"appearance {encoder.id} {fast_dtype(encoder.device)} {looks}"
     found = kept(view, centres, what, encoder.id, shape, rows, progress)
     levels = found[:, :in_levels].reshape(len(found), len(config.grids), TOKENS, channels)
     return Appearance(levels, np.concatenate([levels.mean(2).reshape(len(found), -1), found[:, in_levels:]], axis=1))

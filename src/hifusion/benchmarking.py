@@ -64,7 +64,7 @@ class Settings:
     data: str
     protocol: str
     models: tuple[str, ...] = recipes.NETWORKS
-    recipe: str = "quick"
+    recipe: str = "recommended"
     source: str | None = None
     overrides: tuple[str, ...] = ()
     panel: str | None = None

@@ -7,6 +7,9 @@
     log.csv              one row an epoch
     weights.safetensors  the network of the selected epoch, and `train_mean` (G,), mean profile of the training sections
     novelty.safetensors  what makes a spot's features unlike those of the training spots (hifusion.novelty)
+    trust.csv            the trust card: a row a gene (hifusion.trust)
+    frames/              pictures of the training sections, for networks that place spots (hifusion.frames)
+    adapter.safetensors  the change of predictions that `hifusion adapt` has learned, if any
     last.safetensors     network and optimiser after the last finished epoch; gone when the run is complete
 """
 
@@ -14,7 +17,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +35,7 @@ from hifusion.models import MODELS
 from hifusion.novelty import Novelty
 from hifusion.trust import read_card
 
+ADAPTER = "adapter.safetensors"
 FORMAT = 2  # since 2 a recipe names its network
 PACKAGES = ("hifusion", "torch", "lightning-fabric", "anndata", "numpy")
 
@@ -39,6 +43,23 @@ PACKAGES = ("hifusion", "torch", "lightning-fabric", "anndata", "numpy")
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's figures."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+class Adapter(NamedTuple):
+    """A change of predictions: ``p + offset + (p - centre) @ directions @ slopes``."""
+
+    centre: np.ndarray
+    """``(G,)``, mean prediction of the section."""
+    directions: np.ndarray
+    """``(G, R)``, in which its predictions vary most, each of variance 1."""
+    slopes: np.ndarray
+    """``(R, G)``"""
+    offset: np.ndarray
+    """``(G,)``"""
+
+    def change(self, predicted: np.ndarray) -> np.ndarray:
+        """What is added to predictions ``(N, G)``."""
+        return self.offset + (predicted - self.centre) @ self.directions @ self.slopes
 
 
 @dataclass(frozen=True)
@@ -133,8 +154,22 @@ class Run:
         """Its trust card, see :func:`hifusion.trust.read_card`; None for a run without one."""
         return read_card(self.root, known_patient)
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """The change of its predictions that `hifusion adapt` has learned; None for a run that was not adapted."""
+        path = self.root / ADAPTER
+        if not path.exists():
+            return None
+        return Adapter(**{name: its.numpy() for name, its in load_tensors(path)[0].items()})
+
     def _weights(self) -> dict[str, Tensor]:
         return load_tensors(self.root / "weights.safetensors")[0]
+
+
+def save_adapter(root: Path, adapter: Adapter) -> None:
+    """Put an adapter into a run folder."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(its)).float() for name, its in adapter._asdict().items()}
+    save_tensors(root / ADAPTER, tensors, {})
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:

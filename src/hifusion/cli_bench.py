@@ -20,7 +20,7 @@ def benchmark(
     models: Annotated[
         str | None, typer.Option(help="Names, separated by commas. Default: hifusion and all its rivals.")
     ] = None,
-    recipe: Recipe = "quick",
+    recipe: Recipe = "recommended",
     source: Source = None,
     overrides: Set = None,
     panel: Annotated[

@@ -21,7 +21,7 @@ DryRun = Annotated[
 def train(
     data: Annotated[Path, typer.Argument(help="Patch store.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder.")] = None,
-    recipe: Recipe = "quick",
+    recipe: Recipe = "recommended",
     source: Source = None,
     overrides: Set = None,
     sections: Sections = None,
@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Train a network on a store and leave a self-contained run folder.
 
-    Example: `hifusion train store -o run --recipe quick --sections C2 --set epochs=10`
+    Example: `hifusion train store -o run --sections C2,C3`
     """
     from hifusion import api
 
@@ -70,6 +70,29 @@ def train(
 
 
 @app.command()
+def adapt(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    section: Annotated[Path, typer.Argument(help="A measured section (.h5ad) of the tissue to adapt to.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the adapted run.")],
+    spots: Annotated[
+        int | None, typer.Option(help="Look at so many of its spots; the others tell the gain. Default: all.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Its slide, where the section does not name it.")] = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Adapt a run to a measured section, or to some spots of one, and say what it gained on the rest.
+
+    Example: `hifusion adapt run store/sections/B4.h5ad -o run-b4 --spots 50`
+    """
+    from hifusion import api
+
+    with progress_bar() as report:
+        gain = api.adapt(run, section, out, image=image, spots=spots, seed=seed, progress=report)
+    show({key: round(value, 4) if isinstance(value, float) else value for key, value in gain.items()}, as_json)
+
+
+@app.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help="Patch store; or a raw data folder, for models that see counts only.")],
     protocol: Annotated[
@@ -82,7 +105,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for metrics, report, predictions and runs.")
     ] = None,
-    recipe: Recipe = "quick",
+    recipe: Recipe = "recommended",
     source: Source = None,
     overrides: Set = None,
     panel: Annotated[

@@ -16,7 +16,7 @@ from hifusion.ranks import is_first
 
 INCOMPLETE = 3  # exit code: some of what was asked for failed, the rest is done
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Recipe = Annotated[str, typer.Option(help="her2st_2d, her2st_3d, stdata_2d, stdata_3d, quick or tiny.")]
+Recipe = Annotated[str, typer.Option(help="recommended, her2st_2d, her2st_3d, stdata_2d, stdata_3d, quick or tiny.")]
 Source = Annotated[str | None, typer.Option(help="Whose values a published recipe has: paper or code.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one value of the recipe: key=value. Repeatable.")]
 Sections = Annotated[str | None, typer.Option(help="Names, separated by commas. Default: all.")]

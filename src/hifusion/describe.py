@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hifusion import checkpoint, files, inference, store
+import numpy as np
+
+from hifusion import checkpoint, files, inference, store, trust
 from hifusion.checkpoint import Run
 from hifusion.errors import InputError
 from hifusion.readers import READERS, find_reader
@@ -69,8 +71,33 @@ def _run_info(path: Path) -> dict[str, Any]:
         "genes": len(run.panel.genes),
         "panel_rule": run.panel.rule,
         **{key: run.facts[key] for key in shown},
+        **_trust_info(run),
+        **({"adapted_to": run.facts["adapted_to"]} if "adapted_to" in run.facts else {}),
         "devices": run.facts.get("devices", [1]),  # runs of earlier versions had one
     }
+
+
+def _trust_info(run: Run) -> dict[str, Any]:
+    """What its trust card says, in short."""
+    card = run.trust()
+    if card is None:
+        return {}
+    best = card.sort_values("pcc_per_gene", ascending=False)
+    new = run.trust(known_patient=False)
+    assert new is not None
+    return {
+        "trust": {mark: int((card["trust"] == mark).sum()) for mark in ("green", "amber", "red")},
+        "trust_in_new_patients": {mark: int((new["trust"] == mark).sum()) for mark in ("green", "amber", "red")},
+        "expected_pcc_per_gene": _rounded(card["pcc_per_gene"].mean()),
+        "expected_of_ceiling": _rounded(card["of_ceiling"].mean()),
+        "coverage_90": _rounded(card["coverage_90"].mean()),
+        "most_trusted": {str(gene): _rounded(value) for gene, value in best["pcc_per_gene"].head(10).items()},
+        "trust_card": str(run.root / trust.FILE),
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 3) if np.isfinite(value) else None
 
 
 def _evaluation_info(path: Path) -> dict[str, Any]:

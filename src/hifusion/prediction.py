@@ -139,7 +139,7 @@ def predict_section(
 
     def rows_from(first: int) -> Iterator[np.ndarray]:
         """Expression, its intervals if any, and novelty of the spots from ``first`` on, float32 ``(B, columns)``."""
-        novelty, done = run.novelty, first
+        novelty, adapter, done = run.novelty, run.adapter, first
         for outputs in spot_outputs(
             run,
             section,
@@ -155,8 +155,9 @@ def predict_section(
             done += len(unlike)
             if progress:
                 progress(f"predict {facts['section']}", done, len(centres))
-            intervals = [values for values in (outputs.lower, outputs.upper) if values is not None]
-            yield np.column_stack([outputs.expression, *intervals, unlike]).astype(np.float32)
+            change = adapter.change(outputs.expression) if adapter else 0.0
+            values = [its + change for its in (outputs.expression, outputs.lower, outputs.upper) if its is not None]
+            yield np.column_stack([*values, unlike]).astype(np.float32)
 
     def finished(rows: np.ndarray) -> AnnData:
         values = rows[:, :-1]

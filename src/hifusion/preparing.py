@@ -16,7 +16,7 @@ def prepare(
     data: Path,
     out: Path,
     *,
-    recipe: str = "her2st_2d",
+    recipe: str = "quick",
     sections: Sequence[str] | None = None,
     region_px: int | None = None,
     mpp: float | None = None,

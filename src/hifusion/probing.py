@@ -1,5 +1,6 @@
 """What a network costs on this machine, from a few seconds of real steps; nothing is written."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 
 from hifusion import checkpoint, devices, memory
+from hifusion.appearance import appearance
 from hifusion.cohort import SectionView
 from hifusion.configuration import Recipe
 from hifusion.costs import peak_memory_mib
+from hifusion.encoders import load_encoder
 from hifusion.epochs import learn_batch
+from hifusion.frozen_training import fit_costs
 from hifusion.inference import best_device, fast_network, resolve_precision
 from hifusion.models import MODELS
 from hifusion.optimisers import OPTIMISERS
@@ -23,6 +27,7 @@ from hifusion.surroundings import Spots, Surroundings, predict_spots
 BUDGET_S = 10.0
 """For the steps of one network; the two that tell anything are taken however long they last."""
 
+_LOOKS = 8  # spots whose appearance is made
 _WINDOWS = 8  # of which the frozen encoder's time is taken
 _MIB = 1 << 20
 
@@ -88,6 +93,8 @@ def probe(
     budget_s
         After which no further training step is begun; 0 takes one step beside the one that warms up.
     """
+    if MODELS[recipe.network].fitted_at_once:
+        return _probe_fit(recipe, trained, (*trained, *held_out, *tested))
     device = best_device()
     precision = resolve_precision(recipe.precision, device)
     fabric = devices.start(device, 1, 1, precision)
@@ -122,6 +129,22 @@ def probe(
         (weight_bytes + 4 * embedding * (embedding + 1)) / _MIB,
         (weight_bytes + 2 * state_bytes) / _MIB,  # the state beside the one it takes the place of
         memory.recomputes(network),
+    )
+
+
+def _probe_fit(recipe: Recipe, trained: Sequence[Spots], every: Sequence[Spots]) -> Probe:
+    """What a network on a frozen trunk costs: its features, a few spots of which are made, and its fits, made short."""
+    view = dataclasses.replace(trained[0][0], centres_px=trained[0][0].centres_px[:_LOOKS], cache=None)
+    encoder, mpp = load_encoder(recipe.encoder), recipe.region_mpp
+    assert mpp is not None
+    appearance(view, encoder, recipe.model, mpp)
+    started = time.perf_counter()
+    appearance(view, encoder, recipe.model, mpp)
+    features_s = (time.perf_counter() - started) / _LOOKS * sum(len(its.centres_px) for its, _ in every)
+    spots = sum(len(rows) for _, rows in trained)
+    seconds, weight_bytes = fit_costs(recipe, spots, len(trained))
+    return Probe(
+        seconds / spots, 0.0, 0.0, features_s, peak_memory_mib(), weight_bytes / _MIB, weight_bytes / _MIB, False
     )
 
 

@@ -33,6 +33,7 @@ _RECOMMENDED = Recipe(
     network="hifusion_frozen",
     model=FrozenConfig(n_genes=250),
     region_mpp=0.688,
+    epochs=1,  # it has none: model.steps says how long its heads learn
     batch_size=64,
     batches="mixed",
     optimiser="adamw",
@@ -342,8 +343,8 @@ def recipe_for(model: str, preset: str, source: str | None = None, overrides: Se
     model
         ``"hifusion"``, or one of :data:`RIVALS`.
     preset
-        Recipe of HiFusion. Rivals have one of their own beside ``quick`` and ``tiny``; beside every other they are
-        trained as their authors do.
+        Recipe of HiFusion. Rivals have one of their own beside ``quick`` and ``tiny``, that of ``quick`` beside
+        ``recommended``; beside every other they are trained as their authors do.
     source
         Of HiFusion's recipe.
     overrides
@@ -359,6 +360,7 @@ def recipe_for(model: str, preset: str, source: str | None = None, overrides: Se
     if model == "hifusion":
         return recipe(preset, source, own)
     recipe(preset, source)  # an unknown preset is refused for rivals too
+    preset = {"recommended": "quick"}.get(preset, preset)
     return recipe(f"{model}_{preset}" if (f"{model}_{preset}", "hifusion") in RECIPES else model, None, own)
 
 

@@ -100,6 +100,10 @@ class TilePredictor:
     def __init__(self, run: Run, tiles: TileSpec | None = None) -> None:
         if MODELS[run.recipe.network].needs:
             raise InputError(f"{run.root}: {run.recipe.network} needs more than a tile; use a run of hifusion or stnet")
+        if run.adapter is not None:
+            raise InputError(
+                f"{run.root}: was adapted to a section; use the run it was made from, or `hifusion predict`"
+            )
         self._region_px = run.recipe.model.region_px
         self._precision = resolve_precision(run.recipe.precision, best_device())
         if tiles is not None:

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hifusion import checkpoint, data, devices, files, memory, run_folder
+from hifusion import checkpoint, data, devices, files, memory, run_folder, trust
 from hifusion.allocator import keep_freed_memory
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
@@ -21,7 +21,7 @@ from hifusion.epochs import Progress, learn_epoch, refuse_diverged, validation_m
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.frozen_training import fit_frozen
-from hifusion.inference import best_device, fast_network, resolve_precision
+from hifusion.inference import SpotOutputs, best_device, fast_network, resolve_precision
 from hifusion.models import MODELS
 from hifusion.models.inputs import pixel_statistics
 from hifusion.novelty import fit_novelty
@@ -200,7 +200,7 @@ def fit(
             network = network.to(memory_format=network.config.memory_format)
             network = devices.joint_statistics(network, fabric)
             log = _learn(fabric, network, surroundings, held_out, train_mean, out, facts, resume, progress)
-            devices.by_first(fabric, lambda: _end(out, facts, network, surroundings, held_out, log))
+            devices.by_first(fabric, lambda: _end(out, facts, network, panel, surroundings, held_out, log))
     return Run.open(out)
 
 
@@ -269,6 +269,7 @@ def _end(
     out: Path,
     facts: dict[str, Any],
     network: nn.Module,
+    panel: GenePanel,
     surroundings: Surroundings,
     held_out: Sequence[Spots],
     log: Sequence[dict[str, Any]],
@@ -276,7 +277,9 @@ def _end(
     best = _selected(surroundings.recipe, log)
     selected, _ = checkpoint.load_tensors(out / "weights.safetensors")
     network.load_state_dict({name: tensor for name, tensor in selected.items() if name != "train_mean"})
-    _save_novelty(out, network, surroundings, held_out, facts["precision"])
+    said = _save_novelty(out, network, surroundings, held_out, facts["precision"])
+    card = trust.card(held_out, panel.genes, surroundings.recipe.normalisation, {"known": _left_out(said, held_out)})
+    files.write_text(out / trust.FILE, card.to_csv(index=False))
     recomputed = [row["epoch"] for row in log if row.get("recomputed")]
     facts = facts | {
         "devices": sorted({row.get("devices", 1) for row in log}),
@@ -294,6 +297,8 @@ def split(
     recipe: Recipe, train: Sequence[SectionView], validation: Sequence[SectionView], seed: int
 ) -> tuple[list[Spots], list[Spots]]:
     """Training and validation spots of :func:`fit`: whole sections, or blocks of spots of each training section."""
+    if MODELS[recipe.network].fitted_at_once:
+        return _whole([*train, *validation]), []
     if validation:
         return _whole(train), _whole(validation)
     splits = [(view, *data.split_spots(view, recipe.validation_fraction, seed)) for view in train]
@@ -367,13 +372,23 @@ def _selected(recipe: Recipe, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _save_novelty(
     out: Path, network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str
-) -> None:
+) -> SpotOutputs:
+    """Fit and write the distance from the training spots; returns what the network says of the held-out ones."""
     fast = fast_network(network, precision)
-
-    def embeddings(spots: Sequence[Spots]) -> np.ndarray:
-        found = [predict_spots(fast, surroundings, view, rows, precision).embedding for view, rows in spots]
-        return np.concatenate(found)
-
-    fitted = fit_novelty(embeddings(surroundings.train), embeddings(held_out))
+    trained, told = (
+        SpotOutputs.joined([predict_spots(fast, surroundings, view, rows, precision) for view, rows in spots])
+        for spots in (surroundings.train, held_out)
+    )
+    fitted = fit_novelty(trained.embedding, told.embedding)
     tensors = {"mean": torch.from_numpy(fitted.mean), "factor": torch.from_numpy(fitted.factor)}
     checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
+    return told
+
+
+def _left_out(said: SpotOutputs, held_out: Sequence[Spots]) -> trust.LeftOut:
+    """What the network says of the spots its epoch was selected on, with an error that is the same everywhere."""
+    expression = said.expression.astype(np.float64)
+    errors = np.concatenate([view.expression[rows] for view, rows in held_out]) - expression
+    expected = np.tile(np.sqrt(np.square(errors).mean(axis=0)) + 1e-9, (len(errors), 1))
+    blocks = np.concatenate([data.blocks(view)[rows] for view, rows in held_out])
+    return trust.LeftOut(expression, expected, blocks % 2, np.ones(expression.shape[1]))

@@ -66,33 +66,29 @@ class LeftOut(NamedTuple):
 
 
 def card(
-    train: Sequence[SectionView],
-    genes: Sequence[str],
-    section: np.ndarray,
-    unit: str,
-    left_out: dict[str, LeftOut],
+    spots: Sequence[tuple[SectionView, np.ndarray]], genes: Sequence[str], unit: str, left_out: dict[str, LeftOut]
 ) -> pd.DataFrame:
     """A row a gene: expected skill with its 90 % interval, part of the ceiling, coverage, and what to make of it.
 
     Parameters
     ----------
-    section
-        Number in ``train`` of each row of the predictions.
+    spots
+        The spots that were left out, sections and rows, in the order of the predictions.
     unit
         Name of the normalisation.
     left_out
         ``known``: predictions of sections or blocks that were left out; ``new``, where there are several patients: of
         patients that were left out.
     """
-    measured = np.concatenate([view.expression for view in train]).astype(np.float64)
+    measured = np.concatenate([view.expression[rows] for view, rows in spots]).astype(np.float64)
     of = normalisation(unit).of
-    ceilings = [metrics.ceiling(view.counts, view.total_counts, of) for view in train if view.counts is not None] or [
-        np.full(len(genes), np.nan)
-    ]
+    ceilings = [
+        metrics.ceiling(view.counts, view.total_counts, of) for view, _ in spots if view.counts is not None
+    ] or [np.full(len(genes), np.nan)]
     table: dict[str, Any] = {"gene": list(genes)}
     for kind, its in left_out.items():
         ending = "" if kind == "known" else "_new_patient"
-        skill, low, high = _skill(train, section, its.expression, measured)
+        skill, low, high = _skill(spots, its.expression, measured)
         coverage = its.coverage(measured)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = skill / np.where(np.mean(ceilings, axis=0) > 0, np.mean(ceilings, axis=0), np.nan)
@@ -134,14 +130,14 @@ def read_card(folder: Path, known_patient: bool = True) -> pd.DataFrame | None:
 
 
 def _skill(
-    train: Sequence[SectionView], section: np.ndarray, predicted: np.ndarray, measured: np.ndarray
+    spots: Sequence[tuple[SectionView, np.ndarray]], predicted: np.ndarray, measured: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over sections of each gene's correlation, and 90 % of it when blocks of spots are drawn anew."""
-    values, draws = [], []
-    for number, view in enumerate(train):
-        own = section == number
+    values, draws, first = [], [], 0
+    for number, (view, rows) in enumerate(spots):
+        own, first = slice(first, first + len(rows)), first + len(rows)
         p, m = predicted[own] - predicted[own].mean(axis=0), measured[own] - measured[own].mean(axis=0)
-        blocks = data.blocks(view)
+        blocks = np.unique(data.blocks(view)[rows], return_inverse=True)[1]
         of_block = np.eye(blocks.max() + 1)[blocks]
         sums = [of_block.T @ part for part in (np.ones_like(p), p, m, p * m, p * p, m * m)]
         random = np.random.default_rng(number)
