@@ -36,11 +36,11 @@ from hifusion.models.frozen import (
     head_inputs,
 )
 from hifusion.models.steps import frozen_step
-from hifusion.novelty import fit_novelty
+from hifusion.novelty import Novelty, fit_distance, in_units_of
 
 Progress = Callable[[str, int, int], None]
 FOLDS = 5  # at most; sections or patients beyond share one
-NOVELTY_AXES = 32
+NOVELTY_AXES = 16  # with 32 a section of the same tumour was less novel than held-out spots are
 LEAST_COUNTS = 50.0  # spots with fewer are as noisy as this
 _NOISE_FLOOR = 0.3  # of the mean noise: no spot counts more than three times the mean
 
@@ -121,11 +121,9 @@ def fit_frozen(
     started = time.perf_counter()
     frames = Frames.build(train, out)
     seen = look(train, encoder, frames, model, recipe.region_mpp, seed, progress)
-    network, left_out = _fit_all(seen, recipe, seed, progress)
+    network, left_out, novelty = _fit_all(seen, recipe, seed, progress)
     weights = {**network.state_dict(), "train_mean": torch.from_numpy(mean_profile(train).astype(np.float32))}
     checkpoint.save_tensors(out / "weights.safetensors", weights, {})
-    embedding = ((seen.whole - network.look_mean) @ network.look_axes).numpy()
-    novelty = fit_novelty(embedding, embedding, seen.known_fold)
     tensors = {"mean": torch.from_numpy(novelty.mean), "factor": torch.from_numpy(novelty.factor)}
     checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
     spots = [(view, np.arange(len(view.expression))) for view in train]
@@ -221,8 +219,8 @@ def _groups_of_blocks(view: SectionView, seed: int) -> np.ndarray:
 
 def _fit_all(
     seen: Seen, recipe: Recipe, seed: int, progress: Progress | None
-) -> tuple[FrozenHiFusion, dict[str, trust.LeftOut]]:
-    """The network fitted to all spots, and what it says of those that were left out."""
+) -> tuple[FrozenHiFusion, dict[str, trust.LeftOut], Novelty]:
+    """The network fitted to all spots, what is said of those that were left out, and the distance from all of them."""
     config: FrozenConfig = recipe.model
     every = np.arange(len(seen.expression))
     several = {"known": len(np.unique(seen.section)) > len(np.unique(seen.patient)), "new": bool(seen.new_fold.any())}
@@ -230,13 +228,17 @@ def _fit_all(
     jobs = [(kind, fold) for kind, its in folds.items() for fold in np.unique(its)]
     # Of what is left out: kernel part, heads' part (components already turned into genes), expected error, offset.
     said = {kind: [np.full_like(seen.expression, np.nan) for _ in range(4)] for kind in folds}
+    lengths = np.zeros(len(every))
     for done, (kind, fold) in enumerate(jobs):
         if progress:
             progress("leave out and fit", done, len(jobs) + 1)
         out = folds[kind] == fold
-        fitted = _fit(seen, every[~out], recipe, seed)
-        for array, values in zip(said[kind], _parts(_network(config, fitted), seen, every[out]), strict=True):
+        fitted = _network(config, _fit(seen, every[~out], recipe, seed))
+        for array, values in zip(said[kind], _parts(fitted, seen, every[out]), strict=True):
             array[out] = values
+        if kind == "known":
+            looks = fitted.embedding(seen.whole).numpy()
+            lengths[out] = fit_distance(looks[~out]).of(looks[out])
     if progress:
         progress("leave out and fit", len(jobs), len(jobs) + 1)
     network = _network(config, _fit(seen, every, recipe, seed))
@@ -269,7 +271,8 @@ def _fit_all(
         network.quantiles[row].copy_(torch.from_numpy(its.quantiles(seen.expression)))
         if kind == "known" or several[kind]:
             left_out[kind] = its
-    return network.eval(), left_out
+    novelty = in_units_of(fit_distance(network.embedding(seen.whole).numpy()), lengths)
+    return network.eval(), left_out, novelty
 
 
 def _parts(network: FrozenHiFusion, seen: Seen, rows: np.ndarray) -> tuple[np.ndarray, ...]:

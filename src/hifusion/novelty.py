@@ -37,36 +37,24 @@ class Novelty:
         return along.norm(dim=1).numpy().astype(np.float32)
 
 
-def fit_novelty(training: np.ndarray, held_out: np.ndarray, folds: np.ndarray | None = None) -> Novelty:
+def fit_novelty(training: np.ndarray, held_out: np.ndarray) -> Novelty:
     """Fit the distance to training embeddings ``(N, C)`` and set its unit by held-out ones ``(M, C)``.
-
-    The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, J. Multivariate Analysis 88, 2004):
-    with fewer spots than channels it could not be inverted, and a direction no training spot varies in counts most.
-
-    Parameters
-    ----------
-    folds
-        ``(N,)``, where the held-out spots are the training spots: each fold is measured from the others for the unit.
 
     Raises
     ------
     InputError
         The embeddings of the training spots do not vary.
     """
-    mean, factor = _distance(training)
-    if folds is None:
-        lengths = np.linalg.norm((held_out - mean) @ factor, axis=1)
-    else:
-        lengths = np.zeros(len(held_out))
-        for fold in np.unique(folds):
-            middle, along = _distance(training[folds != fold])
-            lengths[folds == fold] = np.linalg.norm((held_out[folds == fold] - middle) @ along, axis=1)
-    factor /= np.quantile(lengths, HELD_OUT_SHARE)
-    return Novelty(mean.astype(np.float32), factor.astype(np.float32))
+    distance = fit_distance(training)
+    return in_units_of(distance, distance.of(held_out))
 
 
-def _distance(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Middle of the embeddings, and what their deviations from it are multiplied by."""
+def fit_distance(training: np.ndarray) -> Novelty:
+    """The distance to training embeddings ``(N, C)`` in no particular unit; raises as :func:`fit_novelty`.
+
+    The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf, J. Multivariate Analysis 88, 2004):
+    with fewer spots than channels it could not be inverted, and a direction no training spot varies in counts most.
+    """
     mean = training.mean(axis=0, dtype=np.float64)
     values, directions = np.linalg.eigh(_shrunk_covariance(training - mean))
     if values[0] <= 0:
@@ -74,7 +62,13 @@ def _distance(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"the features of all {len(training)} training spots are the same: the network died; train anew with a "
             "lower learning rate"
         )
-    return mean, directions / np.sqrt(values)
+    return Novelty(mean.astype(np.float32), (directions / np.sqrt(values)).astype(np.float32))
+
+
+def in_units_of(distance: Novelty, lengths: np.ndarray) -> Novelty:
+    """The distance in the unit that :data:`HELD_OUT_SHARE` of the lengths of held-out spots stay below."""
+    unit = np.float32(np.quantile(lengths, HELD_OUT_SHARE))
+    return Novelty(distance.mean, distance.factor / unit)
 
 
 def _shrunk_covariance(deviations: np.ndarray) -> np.ndarray:

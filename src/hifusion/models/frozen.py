@@ -291,8 +291,12 @@ class FrozenHiFusion(nn.Module):
             expression = self.offset + strength * (components @ self.axes)
             expected = (spread @ self.axes.square() + self.residual).sqrt()
             low, high = self.quantiles[(~known).long()].unbind(1)
-            embedding = (whole - self.look_mean) @ self.look_axes
-            return FrozenOutput(expression, expression + low * expected, expression + high * expected, embedding)
+            lower, upper = expression + low * expected, expression + high * expected
+            return FrozenOutput(expression, lower, upper, self.embedding(whole))
+
+    def embedding(self, whole: Tensor) -> Tensor:
+        """Absolute appearance (B, F) on the principal axes of the training spots, (B, E)."""
+        return (whole - self.look_mean) @ self.look_axes
 
     def regression(self, context: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each component by the kernel regression, (B, R) twice."""
