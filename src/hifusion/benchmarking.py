@@ -334,8 +334,20 @@ def _finished(contest: Contest, out: Path, failed: dict[str, str]) -> Iterator[t
     for fold in contest.folds:
         for job in contest.jobs:
             if job.label not in broken:
-                read = {name: read_section(prediction_file(out, job, name)).X for name in fold.test}
-                yield fold, job, Predicted(read, files.read_json(_job_file(out, job, fold, ".json"))["costs"])
+                read = {name: read_section(prediction_file(out, job, name)) for name in fold.test}
+                yield (
+                    fold,
+                    job,
+                    Predicted(
+                        {name: section.X for name, section in read.items()},
+                        files.read_json(_job_file(out, job, fold, ".json"))["costs"],
+                        {
+                            name: (section.layers["lower_90"], section.layers["upper_90"])
+                            for name, section in read.items()
+                            if "lower_90" in section.layers
+                        },
+                    ),
+                )
 
 
 def main(arguments: Sequence[str]) -> None:

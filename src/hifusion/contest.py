@@ -12,13 +12,12 @@ import numpy as np
 from torch import nn
 
 from hifusion import files
-from hifusion.baselines import Predict
 from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.configuration import Recipe
 from hifusion.costs import network_costs, peak_memory_mib
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
-from hifusion.inference import best_device, fast_network, forward_batches
+from hifusion.inference import SpotOutputs, best_device, fast_network, forward_batches
 from hifusion.neighbour_section import fit_neighbour_section, predict_left_out
 from hifusion.prediction import predict_all, run_surroundings
 from hifusion.protocols import Fold, Protocol, check_leak, protocol
@@ -28,6 +27,7 @@ from hifusion.surroundings import Spots, Surroundings
 from hifusion.training import check_patches, fit, shuffled, split
 
 Progress = Callable[[str, int, int], None]
+Say = Callable[[SectionView], SpotOutputs]
 SHUFFLED = "shuffled"  # the first network once more, trained on targets dealt out anew over the spots
 TEST_EPOCH = "_test_epoch"  # the network once more, its epoch selected on the tested sections: the published habit
 REGISTERED = "_registered"  # the network, blended with what the patient's registered measured sections say
@@ -87,6 +87,8 @@ class Predicted(NamedTuple):
     sections: dict[str, np.ndarray]
     """Section -> float32 ``(N, G)``."""
     costs: dict[str, float]
+    intervals: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}
+    """Section -> lower and upper ends of the 90 % intervals, ``(N, G)`` each; empty for models without."""
 
 
 @dataclass(frozen=True)
@@ -248,12 +250,16 @@ class Contest:
             predict = simple_models(self.base.encoder)[job.model].baseline.fit(its.fitted_on)
             return Predicted({view.name: predict(view) for view in its.tested}, {})
         assert out is not None
-        predict, costs = self._network(job, fold, its, out, progress)
+        say, costs = self._network(job, fold, its, out, progress)
         started = time.perf_counter()
-        sections = {view.name: predict(view) for view in its.tested}
-        spots = sum(len(predicted) for predicted in sections.values())
+        said = {view.name: say(view) for view in its.tested}
+        spots = sum(len(outputs.expression) for outputs in said.values())
         costs["predict_spots_per_s"] = spots / (time.perf_counter() - started)
-        return Predicted(sections, costs | {"peak_memory_mib": peak_memory_mib()})
+        return Predicted(
+            {name: outputs.expression for name, outputs in said.items()},
+            costs | {"peak_memory_mib": peak_memory_mib()},
+            {name: (o.lower, o.upper) for name, o in said.items() if o.lower is not None and o.upper is not None},
+        )
 
     def parts(self, job: Job, fold: Fold) -> tuple[list[SectionView], list[SectionView]]:
         """Training and validation sections of a network; validation is empty where blocks of spots are held out."""
@@ -265,7 +271,7 @@ class Contest:
 
     def _network(
         self, job: Job, fold: Fold, its: FoldData, out: Path, progress: Progress | None
-    ) -> tuple[Predict, dict[str, float]]:
+    ) -> tuple[Say, dict[str, float]]:
         recipe, seed = self.recipe_of(job), job.seed
         assert seed is not None
         train, validation = self.parts(job, fold)
@@ -297,29 +303,30 @@ class Contest:
         precision = run.facts["precision"]
         fast = fast_network(network, precision)
 
-        def predict(view: SectionView) -> np.ndarray:
+        def say(view: SectionView) -> SpotOutputs:
             return predict_all(fast, surroundings, view, precision, progress)
 
-        return _registered(predict, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else predict, costs
+        return _registered(say, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else say, costs
 
 
-def _registered(network: Predict, fitted_on: Sequence[SectionView], held_out: Sequence[Spots]) -> Predict:
+def _registered(network: Say, fitted_on: Sequence[SectionView], held_out: Sequence[Spots]) -> Say:
     """A network drawn towards what the patient's registered measured sections say (``Contest.plan``)."""
     said = dict(zip((view.name for view in fitted_on), predict_left_out(fitted_on), strict=True))
     along = length = 0.0
     for view, rows in held_out:
-        own = network(view)[rows].astype(np.float64)
+        own = network(view).expression[rows].astype(np.float64)
         towards = said[view.name][rows] - own
         along += float(((view.expression[rows] - own) * towards).sum())
         length += float(np.square(towards).sum())
     share = min(max(along / length, 0.0), 1.0) if length else 0.0
     neighbours = fit_neighbour_section(fitted_on)
 
-    def predict(view: SectionView) -> np.ndarray:
+    def say(view: SectionView) -> SpotOutputs:
         own = network(view)
-        return (own + share * (neighbours(view) - own)).astype(np.float32)
+        blended = own.expression + share * (neighbours(view) - own.expression)
+        return SpotOutputs(blended.astype(np.float32), own.embedding)
 
-    return predict
+    return say
 
 
 def _forward_costs(network: nn.Module, surroundings: Surroundings, view: SectionView) -> dict[str, float]:

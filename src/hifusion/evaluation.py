@@ -135,7 +135,11 @@ def score(contest: Contest, results: Iterable[tuple[Fold, Job, Predicted]]) -> S
                 "patient": view.patient,
             }
             gene_rows.append(found.genes.assign(**where))
-            section_rows.append({**where, **found.section})
+            coverage = np.nan
+            if view.name in predicted.intervals:
+                lower, upper = predicted.intervals[view.name]
+                coverage = float(((view.expression >= lower) & (view.expression <= upper)).mean())
+            section_rows.append({**where, **found.section, "coverage_90": coverage})
         cost_rows.append({**job._asdict(), "label": job.label, "fold": fold.name, **predicted.costs})
     genes, sections = pd.concat(gene_rows, ignore_index=True), pd.DataFrame(section_rows)
     scored = [job for job in contest.jobs if job.label in set(genes["label"])]
@@ -183,6 +187,8 @@ def save_predictions(contest: Contest, job: Job, fold: Fold, predicted: Predicte
             run=job.label,
         )
         section.layers["measured"] = view.expression
+        if view.name in predicted.intervals:
+            section.layers["lower_90"], section.layers["upper_90"] = predicted.intervals[view.name]
         write_section(section, prediction_file(out, job, view.name))
 
 
@@ -224,6 +230,7 @@ def _over_seeds(contest: Contest, model: str, genes: pd.DataFrame, sections: pd.
         **scores,
         **{word: seeds[0][word] for word in words},
         "intervals": intervals,
+        "coverage_90": _known(sections.loc[sections["model"] == model, "coverage_90"].mean()),
         "by_seed": by_label if len(seeds) > 1 else {},
     }
 
@@ -237,6 +244,10 @@ def _description(model: str) -> str:
 def _mean(values: Sequence[Any]) -> Any:
     """Mean over seeds of a number or an interval; None where one of them is not defined."""
     return None if any(value is None for value in values) else np.mean(values, axis=0).tolist()
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def predict_view(
         The network looks at training spots, and none are given.
     """
     surroundings, precision = run_surroundings(run, trained), run_precision(run)
-    return predict_all(fast_network(run.network(best_device()), precision), surroundings, view, precision, progress)
+    network = fast_network(run.network(best_device()), precision)
+    return predict_all(network, surroundings, view, precision, progress).expression
 
 
 def run_surroundings(run: Run, trained: Sequence[Spots] = ()) -> Surroundings:
@@ -69,8 +70,8 @@ def run_precision(run: Run) -> str:
 
 def predict_all(
     network: nn.Module, surroundings: Surroundings, view: SectionView, precision: str, progress: Progress | None = None
-) -> np.ndarray:
-    """Expression of every spot of a section by an opened network, as :func:`predict_view` by a run."""
+) -> SpotOutputs:
+    """What an opened network says of every spot of a section."""
     rows, done = np.arange(len(view.centres_px)), 0
 
     def report(batch: int) -> None:
@@ -79,7 +80,7 @@ def predict_all(
         if progress:
             progress(f"predict {view.name}", done, len(rows))
 
-    return predict_spots(network, surroundings, view, rows, precision, report).expression
+    return predict_spots(network, surroundings, view, rows, precision, report)
 
 
 def predict_section(

@@ -54,6 +54,7 @@ def markdown(result: dict[str, Any], genes: pd.DataFrame) -> str:
         *cautions(result),
         table(result),
         _legend(result),
+        _coverage(result),
         _verdict(result),
         "## Genes",
         _genes(result, genes),
@@ -69,6 +70,13 @@ def markdown(result: dict[str, Any], genes: pd.DataFrame) -> str:
         + ".",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _coverage(result: dict[str, Any]) -> str:
+    """How many measurements the intervals hold, of the models that give any."""
+    known = {name: its["coverage_90"] for name, its in result["models"].items() if its.get("coverage_90") is not None}
+    held = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in known.items())
+    return f"Measurements within the 90 % intervals: {held}." if known else ""
 
 
 def cautions(result: dict[str, Any]) -> list[str]:
