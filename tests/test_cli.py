@@ -36,7 +36,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("work")
     write_her2st(root / "raw")
     with pytest.MonkeyPatch.context() as patch:
-        assert run("prepare", root / "raw", root / "store", "--region-px", "32", monkeypatch=patch) == 0
+        assert (
+            run("prepare", root / "raw", root / "store", "--recipe", "tiny", "--region-px", "32", monkeypatch=patch)
+            == 0
+        )
         train = ["train", root / "store", "-o", root / "run", "--sections", "A1", *RECIPE]
         assert run(*train, monkeypatch=patch) == 0
     return root
@@ -93,7 +96,7 @@ def test_raw_data_becomes_sections_and_they_a_store(work, tmp_path, monkeypatch,
     words = ["import", work / "raw", "-o", tmp_path / "sections", "--sections", "A1,B2", "--patient", "B2=Z"]
     assert run(*words, monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "sections" / f"{name}.h5ad") for name in ("A1", "B2")]
-    store = ["prepare", tmp_path / "sections", tmp_path / "store", "--region-px", "32", "--json"]
+    store = ["prepare", tmp_path / "sections", tmp_path / "store", "--recipe", "tiny", "--region-px", "32", "--json"]
     assert run(*store, monkeypatch=monkeypatch) == 0
     assert json.loads(capsys.readouterr().out)["with_regions"] == ["A1"]
     assert json.loads((tmp_path / "store" / "store.json").read_text())["sections"]["B2"]["patient"] == "Z"
@@ -212,7 +215,7 @@ def test_a_panel_changed_after_training_is_refused(work, tmp_path, monkeypatch, 
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_finishes_the_store_later(work, tmp_path, monkeypatch, capsys):
-    words = ["prepare", work / "raw", tmp_path / "store", "--region-px", "32"]
+    words = ["prepare", work / "raw", tmp_path / "store", "--recipe", "tiny", "--region-px", "32"]
     with full_disk(40_000):
         assert run(*words, monkeypatch=monkeypatch) == 2
     assert "free some space" in capsys.readouterr().err

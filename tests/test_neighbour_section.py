@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import stained
 from fabricate import refused
-from hifusion import metrics, neighbour_section
+from hifusion import metrics, neighbour_section, registration
 from hifusion.cohort import SectionView
 from hifusion.neighbour_section import BANDWIDTHS_UM, fit_neighbour_section
 from hifusion.registration import positions_um
@@ -62,7 +62,7 @@ def test_measurements_of_the_tested_section_are_not_looked_at(sections):
 
 
 def test_another_patient_gets_the_mean_of_all_training_spots_and_needs_no_registration(sections, monkeypatch):
-    monkeypatch.setattr(neighbour_section, "register", None)
+    monkeypatch.setattr(registration, "register", None)
     other = make_view("Q1", 12)
     train = [sections[0], make_view("R1", 20)]
     expected = np.concatenate([view.expression for view in train]).mean(axis=0)

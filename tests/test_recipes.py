@@ -27,7 +27,8 @@ def differences(a: Recipe, b: Recipe) -> dict[str, tuple[object, object]]:
 def test_the_recipes_that_are_promised_are_there() -> None:
     expected = {(name, source) for name in PUBLISHED for source in ("paper", "code")}
     reduced = {(f"{name}{preset}", "hifusion") for name in ("", *(f"{its}_" for its in RIVALS)) for preset in PRESETS}
-    assert set(RECIPES) == expected | {(name, "code") for name in RIVALS} | reduced
+    own = {("recommended", "hifusion")}
+    assert set(RECIPES) == expected | {(name, "code") for name in RIVALS} | reduced | own
 
 
 @pytest.mark.parametrize("key", RECIPES, ids="-".join)

@@ -19,6 +19,7 @@ from hifusion.data import slide_regions
 from hifusion.encoders import Encoder
 from hifusion.errors import InputError
 from hifusion.features import kept
+from hifusion.frames import Frames
 from hifusion.models.frozen import STATISTICS, TOKENS, FrozenConfig
 from hifusion.models.fused import fast_dtype
 from hifusion.models.hifusion import split_tiles, stitch_tiles
@@ -81,6 +82,25 @@ def appearance(
     found = kept(view, centres, what, encoder.id, shape, rows, progress)
     levels = found[:, :in_levels].reshape(len(found), len(config.grids), TOKENS, channels)
     return Appearance(levels, np.concatenate([levels.mean(2).reshape(len(found), -1), found[:, in_levels:]], axis=1))
+
+
+def seen_of(
+    view: SectionView,
+    encoder: Encoder,
+    config: FrozenConfig,
+    mpp: float,
+    frames: Frames,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """What the network is given of a section's spots but whether their patient is known: float32, a row a spot."""
+    seen = appearance(view, encoder, config, mpp, progress)
+    found = {
+        "whole": seen.whole,
+        "levels": standard_levels(seen.levels),
+        "context": context(view, seen.whole, config.radii_um),
+        "place": frames.place(view),
+    }
+    return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
 def context(view: SectionView, seen: np.ndarray, radii_um: tuple[float, ...]) -> np.ndarray:

@@ -92,7 +92,7 @@ def import_(
 def prepare(
     data: Annotated[Path, typer.Argument(help="Raw data, or the folder of `hifusion import`.")],
     out: Annotated[Path, typer.Argument(help="Folder of the patch store.")],
-    recipe: Recipe = "quick",
+    recipe: Recipe = "recommended",
     sections: Sections = None,
     region_px: Annotated[int | None, typer.Option(help="Side of a region patch, instead of the recipe's.")] = None,
     mpp: Annotated[float | None, typer.Option(help="um per patch pixel, instead of the recipe's.")] = None,

@@ -78,7 +78,7 @@ class Encoder:
     trained_on: tuple[str, ...]
     device: torch.device
     features: Features = field(repr=False)
-    layers: Maps = field(repr=False)
+    layers: Maps | None = field(default=None, repr=False)
 
     @torch.no_grad()
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -91,6 +91,8 @@ class Encoder:
         pixels
             0 to 255, whole numbers or not.
         """
+        if self.layers is None:
+            return [self.features(pixels.to(self.device)).float().cpu()[..., None, None]]
         return [layer.float().cpu() for layer in self.layers(pixels.to(self.device))]
 
     @torch.no_grad()
@@ -163,9 +165,7 @@ def _encoder(
     with torch.no_grad():
         width = features(blank).shape[1]
     identity = files.digest(facts.encode(), weights.encode())[:16]
-    return Encoder(
-        identity, name, width, trained_on, device, features, layers or (lambda x: [features(x)[..., None, None]])
-    )
+    return Encoder(identity, name, width, trained_on, device, features, layers)
 
 
 def _of_maps(network: nn.Module, scaled: Features, layout: torch.memory_format = torch.channels_last) -> Features:

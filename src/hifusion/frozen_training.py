@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hifusion import checkpoint, data, files, run_folder, trust
-from hifusion.appearance import appearance, context, standard_levels
+from hifusion.appearance import seen_of
 from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView, mean_profile
 from hifusion.configuration import Recipe
@@ -35,7 +35,7 @@ from hifusion.models.frozen import (
     gram,
     head_inputs,
 )
-from hifusion.models.steps import frozen_step
+from hifusion.models.steps import Batch, frozen_step
 from hifusion.novelty import Novelty, fit_distance, in_units_of
 
 Progress = Callable[[str, int, int], None]
@@ -181,12 +181,8 @@ def look(
 ) -> Seen:
     """What is seen and known of the training spots, and how they are left out."""
     assert mpp is not None
-    parts = []
-    for view in train:
-        looks = appearance(view, encoder, config, mpp, progress)
-        around = context(view, looks.whole, config.radii_um)
-        parts.append((looks.whole, standard_levels(looks.levels), around, frames.place(view)))
-    tensors = [torch.from_numpy(np.concatenate(arrays)).float() for arrays in zip(*parts, strict=True)]
+    parts = [seen_of(view, encoder, config, mpp, frames, progress) for view in train]
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     spots = [len(view.expression) for view in train]
     patients = list(dict.fromkeys(view.patient for view in train))
     patient = np.array([patients.index(view.patient) for view in train])
@@ -207,7 +203,7 @@ def look(
         np.repeat(patient % FOLDS, spots),
         np.concatenate([view.expression for view in train]).astype(np.float64),
         np.concatenate([view.total_counts for view in train]).astype(np.float64),
-        *tensors,
+        **tensors,
     )
 
 
@@ -357,7 +353,8 @@ def _train_heads(
     config: FrozenConfig = recipe.model
     wanted = torch.from_numpy(target / max(float(target.std()), 1e-9)).float()
     weights, size = torch.from_numpy(weight).float(), min(recipe.batch_size, len(rows))
-    levels, around, statistics = head_inputs(seen.levels[rows], seen.context[rows], config)
+    given = head_inputs(seen.levels[rows], seen.context[rows], config)
+    nothing = torch.empty(0, dtype=torch.uint8)  # heads see no pixels
     heads = []
     for member in range(config.members):
         generator = torch.Generator().manual_seed(1000 * seed + member)
@@ -372,12 +369,14 @@ def _train_heads(
                 if len(order) < size:  # a new pass over the spots; what does not fill a batch is left out
                     order = torch.randperm(len(rows), generator=generator)
                 some, order = order[:size], order[size:]
-                batch = [part[some] for part in (levels, around, statistics, wanted)]
+                parts = [part[some] for part in (*given.values(), wanted)]
                 if mixing is not None:
                     share, other = mixing.sample((size,)), torch.randperm(size)
-                    batch = [_mixed(part, other, share) for part in batch]
+                    parts = [_mixed(part, other, share) for part in parts]
+                its = dict(zip(given, parts, strict=False))
+                batch = Batch(nothing, parts[-1], its, {"weight": weights[some]}, None, generator)
                 optimiser.zero_grad()
-                frozen_step(head, batch[:3], batch[3], weights[some], **recipe.loss)["total"].backward()
+                frozen_step(head, batch, **recipe.loss)["total"].backward()
                 optimiser.step()
                 schedule.step()
         head.head.weight.data *= target.std()

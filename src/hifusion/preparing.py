@@ -16,7 +16,7 @@ def prepare(
     data: Path,
     out: Path,
     *,
-    recipe: str = "quick",
+    recipe: str = "recommended",
     sections: Sequence[str] | None = None,
     region_px: int | None = None,
     mpp: float | None = None,

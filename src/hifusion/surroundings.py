@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hifusion import data
-from hifusion.appearance import Progress, appearance, context, standard_levels
+from hifusion.appearance import Progress, seen_of
 from hifusion.cohort import SectionView
 from hifusion.configuration import Recipe
 from hifusion.encoders import Encoder, load_encoder
@@ -264,13 +264,9 @@ def spots_by_batch(
     network: nn.Module, surroundings: Surroundings, view: SectionView, rows: np.ndarray, precision: str
 ) -> Iterator[SpotOutputs]:
     """As :func:`predict_spots`, batch by batch."""
+    average = surroundings.recipe.average_symmetries
     for region, inputs, chosen in surroundings.batches(view, rows):
-        (outputs,) = forward_batches(
-            network,
-            [(region, inputs)],
-            precision=precision,
-            average_symmetries=surroundings.recipe.average_symmetries,
-        )
+        (outputs,) = forward_batches(network, [(region, inputs)], precision=precision, average_symmetries=average)
         yield outputs.rows(chosen)
 
 
@@ -288,17 +284,11 @@ def _size_px(view: SectionView) -> tuple[int, int]:
 
 
 def _seen(its: Surroundings, view: SectionView) -> dict[str, Tensor]:
-    mpp = its.recipe.region_mpp
-    assert mpp is not None
-    looks = appearance(view, its.encoder, its.config, mpp, its.progress)
+    assert its.recipe.region_mpp is not None
+    found = seen_of(view, its.encoder, its.config, its.recipe.region_mpp, its.frames, its.progress)
     # Half precision: a slide of 20,000 spots then takes 1 GiB.
-    return {
-        "whole": torch.from_numpy(looks.whole).half(),
-        "levels": torch.from_numpy(standard_levels(looks.levels)).half(),
-        "context": torch.from_numpy(context(view, looks.whole, its.config.radii_um)).half(),
-        "place": torch.from_numpy(its.frames.place(view)),
-        "known": torch.full((len(looks.whole),), view.patient in its.patients),
-    }
+    found = {name: values if name == "place" else values.half() for name, values in found.items()}
+    return found | {"patient_known": torch.full((len(view.centres_px),), view.patient in its.patients)}
 
 
 def _position(its: Surroundings, view: SectionView) -> dict[str, Tensor]:

@@ -57,7 +57,10 @@ class LeftOut(NamedTuple):
     def coverage(self, measured: np.ndarray) -> np.ndarray:
         """Share of each gene's measurements within intervals made from the other folds, ``(G,)``."""
         inside = np.zeros(measured.shape, dtype=bool)
-        for fold in np.unique(self.fold):
+        folds = np.unique(self.fold)
+        if len(folds) < 2:  # nothing to make the intervals from
+            return np.full(measured.shape[1], np.nan)
+        for fold in folds:
             own = self.fold == fold
             low, high = self.quantiles(measured, ~own) / self.widened
             errors = (measured[own] - self.expression[own]) / self.expected[own]

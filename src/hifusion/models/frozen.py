@@ -219,7 +219,7 @@ class FrozenHiFusion(nn.Module):
     Its state is filled by `hifusion.frozen_training`; M training spots are kept for the kernel.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("whole", "levels", "context", "place", "known")
+    needs: ClassVar[tuple[str, ...]] = ("whole", "levels", "context", "place", "patient_known")
     whole_section: ClassVar[bool] = False
     reads_regions: ClassVar[bool] = False
     has_intervals: ClassVar[bool] = True
@@ -265,7 +265,7 @@ class FrozenHiFusion(nn.Module):
         self.register_load_state_dict_pre_hook(_make_room)
 
     def forward(
-        self, region: Tensor, *, whole: Tensor, levels: Tensor, context: Tensor, place: Tensor, known: Tensor
+        self, region: Tensor, *, whole: Tensor, levels: Tensor, context: Tensor, place: Tensor, patient_known: Tensor
     ) -> FrozenOutput:
         """Expression of spots; `region` is not looked at.
 
@@ -277,7 +277,7 @@ class FrozenHiFusion(nn.Module):
             Of `hifusion.appearance.context`, (B, 1 + radii, F).
         place
             (B, 2), um in the frame of the training sections; far from all of them where it is not known.
-        known
+        patient_known
             bool (B,), whether the spot's patient was trained on.
         """
         with torch.autocast(whole.device.type, enabled=False):
@@ -287,10 +287,10 @@ class FrozenHiFusion(nn.Module):
             kernel, spread = self.regression(context, place)
             heads = self.from_heads(levels, context)
             components = kernel + self.head_share * (heads - kernel)
-            strength = torch.where(known, 1.0, self.strength)[:, None]
+            strength = torch.where(patient_known, 1.0, self.strength)[:, None]
             expression = self.offset + strength * (components @ self.axes)
             expected = (spread @ self.axes.square() + self.residual).sqrt()
-            low, high = self.quantiles[(~known).long()].unbind(1)
+            low, high = self.quantiles[(~patient_known).long()].unbind(1)
             lower, upper = expression + low * expected, expression + high * expected
             return FrozenOutput(expression, lower, upper, self.embedding(whole))
 
@@ -308,14 +308,15 @@ class FrozenHiFusion(nn.Module):
     def from_heads(self, levels: Tensor, context: Tensor) -> Tensor:
         """Components by the heads, their mean, (B, R)."""
         parts = head_inputs(levels, context, self.config)
-        return torch.stack([head(*parts).components for head in self.heads]).mean(0)
+        return torch.stack([head(**parts).components for head in self.heads]).mean(0)
 
 
-def head_inputs(levels: Tensor, context: Tensor, config: FrozenConfig) -> tuple[Tensor, Tensor, Tensor]:
+def head_inputs(levels: Tensor, context: Tensor, config: FrozenConfig) -> dict[str, Tensor]:
     """What a head is given: tokens, the spot's own windows, and statistics of the spot and its neighbourhoods."""
     first = config.channels * len(config.grids)
     around, statistics = context[:, 0, first:-STATISTICS], context[:, :, -STATISTICS:].flatten(1)
-    return tuple(part.clamp(-5, 5) for part in (levels, around, statistics))  # type: ignore[return-value]
+    parts = {"levels": levels, "around": around, "statistics": statistics}
+    return {name: part.clamp(-5, 5) for name, part in parts.items()}
 
 
 def gram(a: Tensor, place_a: Tensor, b: Tensor, place_b: Tensor, config: FrozenConfig) -> Tensor:

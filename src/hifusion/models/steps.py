@@ -1,6 +1,6 @@
 """One training step of every network: a batch in, the named terms of its loss out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -117,16 +117,10 @@ def bleep_step(network: Any, batch: Batch, *, temperature: float = 1.0) -> dict[
 
 
 def frozen_step(
-    head: Any,
-    inputs: Sequence[Tensor],
-    target: Tensor,
-    weight: Tensor,
-    *,
-    align_weight: float = 0.1,
-    level_weight: float = 1.0,
+    network: Any, batch: Batch, *, align_weight: float = 0.1, level_weight: float = 1.0
 ) -> dict[str, Tensor]:
-    """See `head_loss`; one head, called by `hifusion.frozen_training` alone."""
-    return head_loss(head(*inputs), target, weight, align_weight, level_weight)
+    """See `head_loss`: of one head, on components of expression."""
+    return head_loss(network(**batch.inputs), batch.target, batch.beside["weight"], align_weight, level_weight)
 
 
 def scored(value: Any, batch: Batch) -> Any:
