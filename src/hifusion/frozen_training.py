@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hifusion import checkpoint, data, files, run_folder, trust
 from hifusion.appearance import seen_of
@@ -24,52 +23,11 @@ from hifusion.encoders import load_encoder
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.frames import Frames
-from hifusion.kernel_regression import fit_regression
-from hifusion.models.frozen import (
-    HEAD_SHARE,
-    STRENGTH,
-    TOKENS,
-    FrozenConfig,
-    FrozenHead,
-    FrozenHiFusion,
-    gram,
-    head_inputs,
-)
-from hifusion.models.steps import Batch, frozen_step
+from hifusion.frozen_fit import FOLDS, Seen, fit_some, network_of
+from hifusion.models.frozen import HEAD_SHARE, STRENGTH, FrozenConfig, FrozenHiFusion
 from hifusion.novelty import Novelty, fit_distance, in_units_of
 
 Progress = Callable[[str, int, int], None]
-FOLDS = 5  # at most; sections or patients beyond share one
-NOVELTY_AXES = 16  # with 32 a section of the same tumour was less novel than held-out spots are
-LEAST_COUNTS = 50.0  # spots with fewer are as noisy as this
-_NOISE_FLOOR = 0.3  # of the mean noise: no spot counts more than three times the mean
-
-
-class Seen(NamedTuple):
-    """The training spots, one row each."""
-
-    section: np.ndarray
-    """Number of the section, ``(N,)``."""
-    patient: np.ndarray
-    """Number of the patient, ``(N,)``."""
-    known_fold: np.ndarray
-    """With which spots each is left out so that its patient stays in training, ``(N,)``."""
-    new_fold: np.ndarray
-    """With which patients it is left out, ``(N,)``; all 0 where there is one patient."""
-    expression: np.ndarray
-    totals: np.ndarray
-    whole: Tensor
-    levels: Tensor
-    context: Tensor
-    place: Tensor
-
-
-class Fitted(NamedTuple):
-    """Heads and kernel regression, fitted to some of the spots."""
-
-    state: dict[str, Tensor]
-    """Of the network, less its heads."""
-    heads: list[FrozenHead]
 
 
 def fit_frozen(
@@ -143,33 +101,6 @@ def fit_frozen(
     return Run.open(out)
 
 
-def fit_costs(recipe: Recipe, spots: int, sections: int) -> tuple[float, int]:
-    """Seconds of all fits, by a tenth of one on spots that are made up, and bytes of the weights."""
-    config: FrozenConfig = recipe.model
-    steps = max(1, config.steps // 10)
-    short = dataclasses.replace(recipe, model=dataclasses.replace(config, members=1, steps=steps))
-    random, ones = torch.Generator().manual_seed(0), np.zeros(spots, dtype=int)
-    made = [
-        torch.randn(spots, config.features, generator=random),
-        torch.randn(spots, len(config.grids), TOKENS, config.channels, generator=random),
-        torch.randn(spots, 1 + len(config.radii_um), config.features, generator=random),
-        torch.randn(spots, 2, generator=random) * 1000,
-    ]
-    expression = np.random.default_rng(0).normal(-6, 1, (spots, config.n_genes))
-    seen = Seen(ones, ones, ones, ones, expression, np.full(spots, 1000.0), *made)
-    started = time.perf_counter()
-    fitted = _fit(
-        seen, np.arange(spots), dataclasses.replace(short, model=dataclasses.replace(short.model, steps=1)), 0
-    )
-    once = time.perf_counter() - started
-    started = time.perf_counter()
-    _train_heads(seen, np.arange(spots), np.zeros((spots, config.components)) + 1.0, np.ones(spots), short, 0)
-    heads = (time.perf_counter() - started) * config.members * config.steps / steps
-    size = sum(its.nbytes for its in fitted.state.values())
-    size += config.members * sum(its.nbytes for its in fitted.heads[0].state_dict().values())
-    return (once + heads) * (1 + (FOLDS if sections == 1 else min(FOLDS, sections))), size
-
-
 def look(
     train: Sequence[SectionView],
     encoder: Any,
@@ -218,18 +149,66 @@ def _fit_all(
 ) -> tuple[FrozenHiFusion, dict[str, trust.LeftOut], Novelty]:
     """The network fitted to all spots, what is said of those that were left out, and the distance from all of them."""
     config: FrozenConfig = recipe.model
-    every = np.arange(len(seen.expression))
-    several = {"known": len(np.unique(seen.section)) > len(np.unique(seen.patient)), "new": bool(seen.new_fold.any())}
-    folds = {"known": seen.known_fold, "new": seen.new_fold if several["new"] else np.array([], dtype=int)}
+    folds = {"known": seen.known_fold} | ({"new": seen.new_fold} if seen.new_fold.any() else {})
+    told = {name for name in folds if name == "new" or len(np.unique(seen.section)) > len(np.unique(seen.patient))}
+    parts, lengths = _leave_out(seen, folds, recipe, seed, progress)
+    network = network_of(config, fit_some(seen, np.arange(len(seen.expression)), recipe, seed))
+    known, new = parts["known"], parts.get("new", parts["known"])
+    share, strength = config.head_share, config.strength
+    if share is None:
+        wanted = seen.expression - known.offset - known.kernel
+        share = _least_squares(known.heads - known.kernel, wanted) if "known" in told else HEAD_SHARE
+    if strength is None:
+        strength = _least_squares(new.deviations(share), seen.expression - new.offset) if "new" in told else STRENGTH
+    network.head_share.fill_(share)
+    network.strength.fill_(strength)
+    variance = np.mean([seen.expression[seen.section == its].var(axis=0) for its in np.unique(seen.section)], axis=0)
+    rest = np.square(seen.expression - known.offset - known.deviations(share)) - known.spread
+    residual = np.maximum(rest.mean(axis=0), 0.1 * variance)
+    network.residual.copy_(torch.from_numpy(residual))
+    left_out = {}
+    for row, (kind, its, factor) in enumerate((("known", known, 1.0), ("new", new, strength))):
+        expected = np.sqrt(its.spread + residual)
+        # What was never left out, a section or a patient, has an offset that was never seen: its usual size is added.
+        more = 0.0 if kind in told else trust.OFFSETS[kind]
+        widened = np.sqrt(1 + more * variance / np.square(expected).mean(axis=0))
+        said = its.offset + factor * its.deviations(share)
+        found = trust.LeftOut(said, expected, folds.get(kind, seen.known_fold), widened)
+        network.quantiles[row].copy_(torch.from_numpy(found.quantiles(seen.expression)))
+        if kind in folds:
+            left_out[kind] = found
+    novelty = in_units_of(fit_distance(network.embedding(seen.whole).numpy()), lengths)
+    return network.eval(), left_out, novelty
+
+
+class Parts(NamedTuple):
+    """What is said of spots, all ``(N, G)``."""
+
+    kernel: np.ndarray
+    """Deviations from the offset by the kernel regression."""
+    heads: np.ndarray
+    """Deviations by the heads."""
+    spread: np.ndarray
+    """Variance of those by the kernel regression."""
+    offset: np.ndarray
+
+    def deviations(self, head_share: float) -> np.ndarray:
+        """The two blended."""
+        return self.kernel + head_share * (self.heads - self.kernel)
+
+
+def _leave_out(
+    seen: Seen, folds: dict[str, np.ndarray], recipe: Recipe, seed: int, progress: Progress | None
+) -> tuple[dict[str, Parts], np.ndarray]:
+    """What fits that did not see them say of all spots, for each way to leave out, and how far off these lie."""
+    every, lengths = np.arange(len(seen.expression)), np.zeros(len(seen.expression))
+    said = {kind: Parts(*(np.empty_like(seen.expression) for _ in Parts._fields)) for kind in folds}
     jobs = [(kind, fold) for kind, its in folds.items() for fold in np.unique(its)]
-    # Of what is left out: kernel part, heads' part (components already turned into genes), expected error, offset.
-    said = {kind: [np.full_like(seen.expression, np.nan) for _ in range(4)] for kind in folds}
-    lengths = np.zeros(len(every))
     for done, (kind, fold) in enumerate(jobs):
         if progress:
             progress("leave out and fit", done, len(jobs) + 1)
         out = folds[kind] == fold
-        fitted = _network(config, _fit(seen, every[~out], recipe, seed))
+        fitted = network_of(recipe.model, fit_some(seen, every[~out], recipe, seed))
         for array, values in zip(said[kind], _parts(fitted, seen, every[out]), strict=True):
             array[out] = values
         if kind == "known":
@@ -237,154 +216,22 @@ def _fit_all(
             lengths[out] = fit_distance(looks[~out]).of(looks[out])
     if progress:
         progress("leave out and fit", len(jobs), len(jobs) + 1)
-    network = _network(config, _fit(seen, every, recipe, seed))
-
-    kernel, heads, _, offset = said["known"]
-    share = config.head_share
-    if share is None:
-        share = _least_squares(heads - kernel, seen.expression - offset - kernel) if several["known"] else HEAD_SHARE
-    strength = config.strength
-    if strength is None:
-        strength = STRENGTH
-        if several["new"]:
-            kernel, heads, _, offset = said["new"]
-            strength = _least_squares(kernel + share * (heads - kernel), seen.expression - offset)
-    network.head_share.fill_(share)
-    network.strength.fill_(strength)
-    left_out = {}
-    variance = np.stack([seen.expression[seen.section == number].var(axis=0) for number in np.unique(seen.section)])
-    for row, (kind, factor) in enumerate((("known", 1.0), ("new", strength))):
-        kernel, heads, spread, offset = said[kind if several[kind] or kind == "known" else "known"]
-        expression = offset + factor * (kernel + share * (heads - kernel))
-        if row == 0:
-            rest = np.square(seen.expression - expression).mean(axis=0) - spread.mean(axis=0)
-            network.residual.copy_(torch.from_numpy(np.maximum(rest, 0.1 * variance.mean(axis=0))))
-        expected = np.sqrt(spread + network.residual.numpy())
-        # What was never left out, a section or a patient, has an offset that was never seen: its usual size is added.
-        more = 0.0 if several[kind] else trust.OFFSETS[kind]
-        widened = np.sqrt(1 + more * variance.mean(axis=0) / np.square(expected).mean(axis=0))
-        its = trust.LeftOut(expression, expected, folds[kind] if several[kind] else seen.known_fold, widened)
-        network.quantiles[row].copy_(torch.from_numpy(its.quantiles(seen.expression)))
-        if kind == "known" or several[kind]:
-            left_out[kind] = its
-    novelty = in_units_of(fit_distance(network.embedding(seen.whole).numpy()), lengths)
-    return network.eval(), left_out, novelty
+    return said, lengths
 
 
-def _parts(network: FrozenHiFusion, seen: Seen, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Kernel part, heads' part and variance of what the network says of some spots, in genes, and its offset."""
+def _parts(network: FrozenHiFusion, seen: Seen, rows: np.ndarray) -> Parts:
+    """What a network says of some spots."""
+    found = []
     with torch.inference_mode():
-        found = []
         for some in np.array_split(rows, max(1, len(rows) // 256)):
             mean, spread = network.regression(seen.context[some], seen.place[some])
             heads = network.from_heads(seen.levels[some], seen.context[some])
             found.append((mean @ network.axes, heads @ network.axes, spread @ network.axes.square()))
     arrays = [torch.cat(part).double().numpy() for part in zip(*found, strict=True)]
-    return *arrays, np.tile(network.offset.double().numpy(), (len(rows), 1))
+    return Parts(arrays[0], arrays[1], arrays[2], np.tile(network.offset.double().numpy(), (len(rows), 1)))
 
 
 def _least_squares(along: np.ndarray, wanted: np.ndarray) -> float:
     """The share of ``along``, 0 to 1, that comes nearest to ``wanted``."""
     length = float(np.square(along).sum())
     return min(max(float((along * wanted).sum()) / length, 0.0), 1.0) if length else 0.0
-
-
-def _network(config: FrozenConfig, fitted: Fitted) -> FrozenHiFusion:
-    network = FrozenHiFusion(config)
-    state = network.state_dict() | fitted.state
-    state |= {
-        f"heads.{number}.{name}": value
-        for number, head in enumerate(fitted.heads)
-        for name, value in head.state_dict().items()
-    }
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def _fit(seen: Seen, rows: np.ndarray, recipe: Recipe, seed: int) -> Fitted:
-    """Fit to some of the training spots."""
-    config: FrozenConfig = recipe.model
-    sections = seen.section[rows]
-    means = {number: seen.expression[rows[sections == number]].mean(axis=0) for number in np.unique(sections)}
-    deviations = seen.expression[rows] - np.stack([means[number] for number in sections])
-    noise = np.sqrt(np.median(seen.totals[rows]) / np.maximum(seen.totals[rows], LEAST_COUNTS))
-    noise /= noise.mean()
-    scale = _gene_noise(seen, rows, recipe.normalisation)
-    _, _, axes = np.linalg.svd(deviations / scale / np.sqrt(noise + _NOISE_FLOOR)[:, None], full_matrices=False)
-    axes = np.pad(axes[: config.components], ((0, max(0, config.components - len(axes))), (0, 0)))
-    target = deviations / scale @ axes.T
-    kept = np.linspace(0, len(rows) - 1, min(len(rows), config.max_spots)).astype(int)
-    bank, place = seen.context[rows[kept]].flatten(1), seen.place[rows[kept]]
-    kernel = gram(bank, place, bank, place, config).double().numpy()
-    regression = fit_regression(kernel, target[kept], noise[kept])
-    whole = seen.whole[rows]
-    spread = whole.std(0).clamp(min=1e-6)
-    _, _, looks = torch.pca_lowrank(((whole - whole.mean(0)) / spread), q=min(NOVELTY_AXES, len(rows) // 4), niter=4)
-    state = {
-        "bank_context": bank.half(),
-        "bank_place": place,
-        **{name: torch.from_numpy(value).float() for name, value in regression._asdict().items()},
-        "axes": torch.from_numpy(axes * scale).float(),
-        "offset": torch.from_numpy(np.mean(list(means.values()), axis=0)).float(),
-        "look_mean": whole.mean(0),
-        "look_axes": looks / spread[:, None],
-    }
-    weight = 1 / (noise + _NOISE_FLOOR)
-    heads = _train_heads(seen, rows, target, weight / weight.mean(), recipe, seed)
-    return Fitted(state, heads)
-
-
-def _gene_noise(seen: Seen, rows: np.ndarray, normalisation: str) -> np.ndarray:
-    """Standard deviation that counting alone gives each gene at the median depth, ``(G,)``.
-
-    Of log shares: the variance of the logarithm of a Poisson count is about one over its mean. Other units: their own
-    spread, which leaves genes as they are against each other.
-    """
-    if normalisation != "log_share":
-        return np.maximum(seen.expression[rows].std(axis=0), 1e-6)
-    counts = np.exp(seen.expression[rows]) * np.median(seen.totals[rows])
-    return np.asarray(np.sqrt((1 / np.maximum(counts, 1e-3)).mean(axis=0)))
-
-
-def _train_heads(
-    seen: Seen, rows: np.ndarray, target: np.ndarray, weight: np.ndarray, recipe: Recipe, seed: int
-) -> list[FrozenHead]:
-    """Every head from a beginning of its own, on batches mixed of pairs of spots."""
-    config: FrozenConfig = recipe.model
-    wanted = torch.from_numpy(target / max(float(target.std()), 1e-9)).float()
-    weights, size = torch.from_numpy(weight).float(), min(recipe.batch_size, len(rows))
-    given = head_inputs(seen.levels[rows], seen.context[rows], config)
-    nothing = torch.empty(0, dtype=torch.uint8)  # heads see no pixels
-    heads = []
-    for member in range(config.members):
-        generator = torch.Generator().manual_seed(1000 * seed + member)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1000 * seed + member)
-            head = FrozenHead(config)
-            optimiser = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, config.steps, pct_start=0.1)
-            mixing = torch.distributions.Beta(config.mixup, config.mixup) if config.mixup else None
-            order = torch.empty(0, dtype=torch.int64)
-            for _ in range(config.steps):
-                if len(order) < size:  # a new pass over the spots; what does not fill a batch is left out
-                    order = torch.randperm(len(rows), generator=generator)
-                some, order = order[:size], order[size:]
-                parts = [part[some] for part in (*given.values(), wanted)]
-                if mixing is not None:
-                    share, other = mixing.sample((size,)), torch.randperm(size)
-                    parts = [_mixed(part, other, share) for part in parts]
-                its = dict(zip(given, parts, strict=False))
-                batch = Batch(nothing, parts[-1], its, {"weight": weights[some]}, None, generator)
-                optimiser.zero_grad()
-                frozen_step(head, batch, **recipe.loss)["total"].backward()
-                optimiser.step()
-                schedule.step()
-        head.head.weight.data *= target.std()
-        head.head.bias.data *= target.std()
-        heads.append(head.eval())
-    return heads
-
-
-def _mixed(part: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    share = share.view(-1, *[1] * (part.ndim - 1))
-    return share * part + (1 - share) * part[other]

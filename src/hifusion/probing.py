@@ -17,7 +17,7 @@ from hifusion.configuration import Recipe
 from hifusion.costs import peak_memory_mib
 from hifusion.encoders import load_encoder
 from hifusion.epochs import learn_batch
-from hifusion.frozen_training import fit_costs
+from hifusion.frozen_fit import fit_costs
 from hifusion.inference import best_device, fast_network, resolve_precision
 from hifusion.models import MODELS
 from hifusion.optimisers import OPTIMISERS
