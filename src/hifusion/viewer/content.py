@@ -1,0 +1,261 @@
+"""One section as the page asks for it: facts as JSON, numbers as blocks of float32, all under plain numbers as names.
+
+The files of a section, relative to the page (``i`` a section, ``m`` a map, ``b`` a block)::
+
+    data/i/section.json        genes, models, maps, skill, slide: :meth:`Content.facts`
+    data/i/spots.json          names and known columns of the spots
+    data/i/centres.bin         float32 (N, 2), full-resolution pixels
+    data/i/m/b.bin             float32 (genes of the block, N): values of a map
+    data/i/m.geojson           tiles of the map's file for QuPath
+    data/i/tiles/level/column_row.jpeg
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from hifusion.errors import InputError, refuse_unknown
+from hifusion.export_spots import dense, geojson
+from hifusion.exporting import FEW, most_variable
+from hifusion.expression import NORMALISATIONS, normalisation, panel_counts, total_counts
+from hifusion.metrics import pcc_per_gene
+from hifusion.section import LABEL, OBS_COLUMNS
+from hifusion.viewer.gathering import Gathered
+
+BLOCK_VALUES = 2**18  # numbers of a block at most, unless one gene has more: 1 MB, read in a blink even from a web server
+
+
+@dataclass(frozen=True)
+class ValueMap:
+    """Values of some genes at all spots: what one map of the page can show.
+
+    Attributes
+    ----------
+    kind
+        "measured", "predicted", "uncertainty" (half the width of the 90 % interval) or "novelty" (of no gene).
+    model
+        Index of the model, None of what was measured.
+    unit
+        Name of the normalisation; maps are comparable where ``scale`` is the same too.
+    scale
+        What a colour scale is shared by: unit and panel, since ``log_share`` depends on its panel.
+    genes
+        Names, ``(rows,)``; empty for novelty, which has one row.
+    table
+        ``(N, rows)``, dense or sparse by columns.
+    source
+        The file that goes to QuPath.
+    """
+
+    kind: str
+    model: int | None
+    unit: str
+    scale: str
+    genes: tuple[str, ...]
+    table: np.ndarray | sp.csc_matrix
+    source: AnnData
+
+    @property
+    def rows(self) -> int:
+        """How many values a spot has."""
+        return int(self.table.shape[1])
+
+    @property
+    def rows_per_block(self) -> int:
+        """How many genes one block holds."""
+        return max(1, BLOCK_VALUES // int(self.table.shape[0]))
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return -(-self.rows // self.rows_per_block)
+
+    def block(self, number: int) -> bytes:
+        """Values of one block, gene by gene."""
+        part = self.table[:, number * self.rows_per_block : (number + 1) * self.rows_per_block]
+        part = part.toarray() if sp.issparse(part) else part
+        return np.ascontiguousarray(part.T, dtype="<f4").tobytes()
+
+
+class Content:
+    """All that the page may ask of one section, except tiles.
+
+    Parameters
+    ----------
+    gathered
+        The section's files.
+    genes
+        The only genes to show, in this order; all where None.
+    """
+
+    def __init__(self, gathered: Gathered, genes: Sequence[str] | None = None) -> None:
+        self.name, self.spots = gathered.name, gathered.spots
+        self.models = list(gathered.predictions)
+        self._predictions = list(gathered.predictions.values())
+        self.maps = _maps_of(gathered, genes)
+        named = (gene for its in self.maps if its.kind in ("predicted", "measured") for gene in its.genes)
+        self.genes = list(genes) if genes is not None else list(dict.fromkeys(named))
+        refuse_unknown("gene", self.genes, {gene for its in self.maps for gene in its.genes}, f"section {self.name}")
+
+    def summary(self) -> dict[str, Any]:
+        """What the list of sections shows."""
+        return {
+            "name": self.name,
+            "patient": str(self.spots.uns["hifusion"]["patient"]),
+            "spots": self.spots.n_obs,
+            "models": len(self.models),
+        }
+
+    def facts(self, slide: dict[str, Any] | None) -> dict[str, Any]:
+        """What ``section.json`` holds; ``slide`` from :meth:`hifusion.viewer.deepzoom.TilePyramid.facts`."""
+        facts, place = self.spots.uns["hifusion"], {gene: n for n, gene in enumerate(self.genes)}
+        return {
+            **self.summary(),
+            "mpp": float(facts["mpp"]),
+            "spot_diameter_px": float(facts["spot_diameter_um"] / facts["mpp"]),
+            "slide": slide,
+            "genes": self.genes,
+            "models": self.models,
+            "maps": [
+                {
+                    "kind": its.kind,
+                    "model": its.model,
+                    "unit": its.unit,
+                    "meaning": NORMALISATIONS[its.unit].meaning if its.unit in NORMALISATIONS else "",
+                    "scale": its.scale,
+                    "genes": [place[gene] for gene in its.genes],
+                    "rows": its.rows,
+                    "rows_per_block": its.rows_per_block,
+                }
+                for its in self.maps
+            ],
+            "skill": [self._skill(model) for model in range(len(self.models))],
+        }
+
+    def spot_facts(self) -> dict[str, Any]:
+        """Names of spots, and the columns of ``obs`` that say more: place on the array, label, counts."""
+        columns: dict[str, list[Any]] = {"row": [], "column": []}
+        obs = self.spots.obs
+        columns["row"], columns["column"] = (_plain_numbers(obs[name]) for name in ("array_row", "array_col"))
+        if LABEL in obs:
+            columns[LABEL] = [None if label != label else str(label) for label in obs[LABEL]]
+        if "counts" in self.spots.layers:
+            columns["UMI counts"] = _plain_numbers(total_counts(self.spots))
+        return {"names": [str(name) for name in self.spots.obs_names], "columns": columns}
+
+    def centres(self) -> bytes:
+        """Centres of the spots, full-resolution pixels."""
+        return np.ascontiguousarray(self.spots.obsm["spatial"], dtype="<f4").tobytes()
+
+    def geojson(self, number: int, gene: int | None = None) -> bytes:
+        """The file of a map for QuPath: its most variable genes, and the gene that is shown."""
+        source = self.maps[number].source
+        chosen = [gene for gene in self.genes if gene in source.var_names]
+        few = most_variable(source[:, chosen], FEW)
+        if gene is not None and self.genes[gene] in source.var_names:
+            few = list(dict.fromkeys([self.genes[gene], *few]))
+        part = source[:, few].copy()
+        # Columns a reader of other software added are not ours to tell.
+        part.obs = part.obs[[name for name in part.obs if name in (*OBS_COLUMNS, LABEL, "novelty")]]
+        return "".join(geojson(part)).encode()
+
+    def _skill(self, model: int) -> dict[str, Any]:
+        """How good a model is at each gene: measured where that was possible, else what its run expects."""
+        predicted = next(its for its in self.maps if its.kind == "predicted" and its.model == model)
+        measured = next(
+            (its for its in self.maps if its.kind == "measured" and (its.scale, its.genes) == _key(predicted)), None
+        )
+        var = self._predictions[model].var.reindex(self.genes)
+        if measured is not None:
+            scores = pcc_per_gene(np.asarray(predicted.table), np.asarray(measured.table))
+            pcc = dict(zip(predicted.genes, scores, strict=True))
+        else:
+            pcc = dict(var["expected_pcc_per_gene"]) if "expected_pcc_per_gene" in var else {}
+        ceiling = var["expected_of_ceiling"] if "expected_of_ceiling" in var else ()
+        return {
+            "measured": measured is not None,
+            "pcc_per_gene": _plain_numbers([pcc.get(gene, np.nan) for gene in self.genes]) if pcc else None,
+            "of_ceiling": _plain_numbers(ceiling) or None,
+            "trust": [None if word != word else str(word) for word in var["trust"]] if "trust" in var else None,
+        }
+
+
+def _maps_of(gathered: Gathered, genes: Sequence[str] | None) -> list[ValueMap]:
+    """Every map there is: what was measured in each model's unit, the models', then all that was measured."""
+    measured: dict[Any, ValueMap] = {}
+    others: list[ValueMap] = []
+    for model, section in enumerate(gathered.predictions.values()):
+        facts = section.uns["hifusion"]
+        unit = str(facts["normalisation"])
+        scale = f"{unit} {facts['panel_digest']}"
+
+        def add(kind: str, table: np.ndarray, section: AnnData = section, unit: str = unit, scale: str = scale) -> None:
+            names, table = _chosen(section.var_names, table, genes)
+            its = ValueMap(kind, None if kind == "measured" else model, unit, scale, names, table, section)  # noqa: B023
+            if kind == "measured":
+                measured.setdefault(_key(its), its)
+            else:
+                others.append(its)
+
+        truth = _measured_for(section, gathered.measured)
+        if truth is not None:
+            add("measured", truth)
+        add("predicted", dense(section))
+        if {"lower_90", "upper_90"} <= set(section.layers):
+            add("uncertainty", (_array(section.layers["upper_90"]) - _array(section.layers["lower_90"])) / 2)
+        if "novelty" in section.obs and np.isfinite(section.obs["novelty"]).any():
+            column = section.obs[["novelty"]].to_numpy(dtype=np.float32)
+            others.append(ValueMap("novelty", model, "novelty", "novelty", (), column, section))
+    section = gathered.measured
+    if section is not None and section.n_vars:
+        unit = str(section.uns["hifusion"]["normalisation"])
+        names, table = _chosen(section.var_names, section.X, genes)
+        table = table.tocsc() if sp.issparse(table) else np.asarray(table)
+        measured["all"] = ValueMap("measured", None, unit, unit, names, table, section)
+    return [its for its in (*measured.values(), *others) if its.genes or its.kind == "novelty"]
+
+
+def _key(its: ValueMap) -> tuple[str, tuple[str, ...]]:
+    return its.scale, its.genes
+
+
+def _chosen(names: Sequence[str], table: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], Any]:
+    """The genes asked for that a file has, with their columns."""
+    place = {str(name): n for n, name in enumerate(names)}
+    if genes is None:
+        return tuple(place), table
+    kept = [gene for gene in genes if gene in place]
+    return tuple(kept), table[:, [place[gene] for gene in kept]]
+
+
+def _measured_for(predicted: AnnData, measured: AnnData | None) -> np.ndarray | None:
+    """What was measured in the unit of a prediction, ``(N, G)``: beside it in its file, or made from the counts."""
+    if "measured" in predicted.layers:
+        return _array(predicted.layers["measured"])
+    unit = predicted.uns["hifusion"]["normalisation"]
+    if measured is None or "counts" not in measured.layers or unit not in NORMALISATIONS:
+        return None
+    genes = list(predicted.var_names)
+    if not set(genes) <= set(measured.var_names):
+        return None
+    return normalisation(unit).of(panel_counts(measured, genes), total_counts(measured))
+
+
+def _array(table: Any) -> np.ndarray:
+    return np.asarray(table.toarray() if sp.issparse(table) else table, dtype=np.float32)
+
+
+def _plain_numbers(values: Any) -> list[float | None]:
+    """Numbers as JSON has them: what is not finite becomes null, the rest keeps six digits."""
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=np.float64)]
+
+
+def contents_of(gathered: Sequence[Gathered], genes: Sequence[str] | None = None) -> list[Content]:
+    """The content of each section; refused where there is nothing to show."""
+    if not gathered:
+        raise InputError("no section, so nothing to show; give section files (.h5ad) or folders of predictions")
+    return [Content(its, genes) for its in gathered]

@@ -1,0 +1,84 @@
+"""The verb `view`: sections shown by a local server, or copied with their page into a folder."""
+
+import shutil
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hifusion import files
+from hifusion.errors import InputError
+from hifusion.viewer.pages import Site
+
+MOST_COPIED_PX = 2**15  # longest side of a slide in a copy: about 4,000 tiles, 200 MB
+
+
+def view(
+    sources: Sequence[Path],
+    *,
+    export: Path | None = None,
+    genes: Sequence[str] | None = None,
+    port: int = 0,
+    open_browser: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path | None:
+    """Show sections on a local page until Ctrl-C; or write the page into a folder, which is then returned.
+
+    Parameters
+    ----------
+    sources
+        Section files (.h5ad), measured or predicted, and folders that hold them; what is of the same section and the
+        same spots comes together. See :func:`hifusion.viewer.gathering.gather`.
+    export
+        A folder to write instead, for any web server. It must not hold anything else.
+    genes
+        The only genes to show; all where None.
+    port
+        On 127.0.0.1; any free one where 0.
+    say
+        Told the address, which holds a token without which nothing is answered.
+
+    Raises
+    ------
+    InputError
+        Nothing to show, a gene that is nowhere, a port or folder that cannot be used, or the extra is not installed.
+    """
+    if export is not None:
+        return write_copy(Site(sources, genes, MOST_COPIED_PX), Path(export))
+    try:
+        from hifusion.viewer import server
+    except ImportError as error:
+        raise InputError(
+            "the viewer needs fastapi and uvicorn; pip install 'hifusion[viewer]' (`--export` works without)"
+        ) from error
+    site = Site(sources, genes)
+    site.warm()
+
+    def told(address: str) -> None:
+        say(address)
+        if open_browser:
+            webbrowser.open(address)
+
+    server.serve(site, port, told)
+    return None
+
+
+def write_copy(site: Site, folder: Path) -> Path:
+    """Write every file of the page into a folder, whole or not at all; an earlier copy there is replaced."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "viewer.css").is_file()):
+        raise InputError(f"{folder}: holds something else; give a new folder, or the one of an earlier copy")
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for address, content in site.files():
+            path = part / address
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    except OSError as error:
+        files.raise_if_full(error, folder)
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder

@@ -1,0 +1,375 @@
+// The page: what is shown, and what each control does to it.
+
+import { DIVERGING, SEQUENTIAL, pixelsOf, placesOf } from "./colours.js";
+import { Section, percentiles, readSections, short } from "./data.js";
+import { byId, csv, element, fileName, fill, save } from "./elements.js";
+import { GeneSearch, GeneTable } from "./genes.js";
+import { bindKeys } from "./keys.js";
+import { picture } from "./picture.js";
+import { rank, spotsInBox, spotsInside } from "./region.js";
+import { Scale } from "./scale.js";
+import { MOST_VIEWS, Views, fail } from "./views.js";
+
+const FIRST_GENES = ["ERBB2", "KRT19", "CD74", "TMSB10"]; // the paper's markers
+const state = { section: null, sections: [], gene: null, views: [], limits: new Map(), palette: SEQUENTIAL[0], region: null, ranking: null };
+const scales = new Map(); // key of a scale -> its card
+let showing = 0; // the newest wish: what was asked for earlier is dropped when it arrives
+
+const views = new Views(byId("panels"), { chosen: chooseView, removed: removeView, lassoed: (path) => takeRegion(spotsInside(path, state.section.centres), path) });
+const search = new GeneSearch(byId("gene"), byId("gene-list"), chooseGene);
+const table = new GeneTable(byId("genes"), chooseGene);
+const ranking = new GeneTable(byId("ranking"), chooseGene);
+
+// ---- what is shown
+
+async function openSection(number) {
+  const before = state.section;
+  const section = await Section.open(number);
+  const { genes } = section.facts;
+  const wanted = [before?.facts.genes[state.gene], ...FIRST_GENES].map((name) => genes.indexOf(name)).find((n) => n >= 0);
+  const options = section.views;
+  const same = state.views.map((view) => options.find((one) => one.title === view.title)).filter(Boolean);
+  Object.assign(state, { section, gene: wanted ?? best(section), views: same.length ? same : firstViews(options), region: null, ranking: null });
+  state.limits.clear();
+  search.genes = genes;
+  byId("section").value = String(number);
+  document.title = `${section.facts.name} – HiFusion viewer`;
+  const { models } = section.facts;
+  byId("skill-model-field").hidden = models.length < 2;
+  fill(byId("skill-model"), models.map((label, n) => [String(n), label]), String(models.length - 1));
+  byId("compare").disabled = options.length < 2;
+  byId("geojson").disabled = !section.facts.maps.length;
+  showGenes();
+  showRegion();
+  await views.open(section, state.views);
+  await show();
+  section.spotsRead.then(showLabels).catch(fail);
+}
+
+/** The gene that is predicted best, else the first. */
+function best({ facts }) {
+  const scores = facts.skill.at(-1)?.pcc_per_gene;
+  return scores ? scores.reduce((most, score, n) => ((score ?? -2) > (scores[most] ?? -2) ? n : most), 0) : 0;
+}
+
+/** Measured beside the last model: networks stand last. */
+function firstViews(options) {
+  const predicted = options.findLast((view) => view.kind === "predicted");
+  const measured = options.find((view) => view.kind === "measured");
+  const first = [measured, predicted].filter(Boolean);
+  return first.length ? first : [{ kind: "none", model: null, title: "Spots" }];
+}
+
+async function show() {
+  const wish = ++showing;
+  const { section, gene } = state;
+  const columns = await Promise.all(state.views.map((view) => section.values(view, gene)));
+  const groups = new Map();
+  state.views.forEach((view, n) => {
+    const scale = section.scaleOf(view, gene);
+    if (!scale || !columns[n]) return;
+    if (!groups.has(scale.key)) groups.set(scale.key, { ...scale, views: [], values: [] });
+    groups.get(scale.key).views.push(n);
+    groups.get(scale.key).values.push(columns[n]);
+  });
+  for (const group of groups.values()) {
+    group.limits = state.limits.get(group.key) ?? (await firstLimits(group));
+    group.palette = group.kind === "difference" ? DIVERGING : state.palette;
+  }
+  if (wish !== showing) return;
+  state.groups = groups;
+  views.all.forEach((is, n) => {
+    const group = [...groups.values()].find((one) => one.views.includes(n));
+    const values = columns[n] ?? new Float32Array(section.facts.spots).fill(NaN);
+    is.values = columns[n];
+    is.score.textContent = columns[n] ? scoreText(state.views[n], gene) : state.views[n].kind === "none" ? "" : "not in this view";
+    is.panel.set({ places: placesOf(values, group?.limits ?? [0, 1]), pixels: pixelsOf(group?.palette ?? state.palette), region: state.region, ...looks() });
+  });
+  showScales(groups);
+  search.show(gene);
+  table.mark(gene);
+  ranking.mark(gene);
+}
+
+/** Ends of the colours before the user moves them: of what was measured where it has the same scale. */
+async function firstLimits(group) {
+  const { section, gene } = state;
+  const measured = section.facts.maps.find((map) => map.kind === "measured" && map.scale === group.key && map.row.has(gene));
+  const values = measured ? await section.column(measured, measured.row.get(gene)) : Float32Array.from(group.values.flatMap((column) => [...column]));
+  if (group.kind === "difference") {
+    const [most] = percentiles(values.map(Math.abs), [99]);
+    return most > 0 ? [-most, most] : [-1, 1];
+  }
+  const [low, high] = percentiles(values, [1, 99]);
+  if (group.kind === "novelty") return [0, Math.max(high || 0, 1.5)];
+  if (high > low) return [group.kind === "uncertainty" ? 0 : low, high];
+  const middle = Number.isNaN(low) ? 0 : low;
+  return [middle - 0.5, middle + 0.5];
+}
+
+function scoreText(view, gene) {
+  const skill = view.model === null || view.kind === "novelty" ? null : state.section.facts.skill[view.model];
+  const pcc = skill?.pcc_per_gene?.[gene];
+  if (pcc == null) return "";
+  return `${skill.measured ? "" : "expected "}pcc_per_gene ${short(pcc)}`;
+}
+
+function looks() {
+  return { opacity: byId("opacity").value / 100, size: byId("size").value / 100, slide: byId("slide").checked };
+}
+
+function showScales(groups) {
+  for (const key of scales.keys()) if (!groups.has(key)) scales.delete(key);
+  for (const key of groups.keys()) {
+    if (scales.has(key)) continue;
+    const move = (limits) => {
+      if (limits) state.limits.set(key, limits);
+      else state.limits.delete(key);
+      show().catch(fail);
+    };
+    scales.set(key, new Scale(move));
+  }
+  const cards = [...groups.keys()].map((key) => scales.get(key).root);
+  const host = byId("scales");
+  if (cards.length !== host.children.length || cards.some((card, n) => host.children[n] !== card)) host.replaceChildren(...cards);
+  for (const [key, group] of groups) scales.get(key).show(group, group.values.length === 1 ? group.values[0] : group.values.flatMap((column) => [...column]), group.limits, group.palette);
+}
+
+function chooseGene(gene) {
+  state.gene = gene;
+  for (const key of state.limits.keys()) if (!key.startsWith("novelty")) state.limits.delete(key); // another gene has other values
+  show().catch(fail);
+}
+
+async function setViews(chosen) {
+  state.views = chosen.slice(0, MOST_VIEWS);
+  await views.open(state.section, state.views);
+  await show();
+}
+
+function chooseView(n, option) {
+  setViews(state.views.with(n, state.section.views[option])).catch(fail);
+}
+
+function removeView(n) {
+  setViews(state.views.toSpliced(n, 1)).catch(fail);
+}
+
+function addView() {
+  const options = state.section.views;
+  const next = options.find((view) => !state.views.some((one) => one.title === view.title)) ?? options[0];
+  if (next && state.views.length < MOST_VIEWS) setViews([...state.views, next]).catch(fail);
+}
+
+/** Every kind of view of the model that is looked at, or else of the last one. */
+function compare() {
+  const options = state.section.views;
+  const model = state.views.find((view) => view.model !== null)?.model ?? state.section.facts.models.length - 1;
+  setViews(options.filter((view) => view.model === null || view.model === model)).catch(fail);
+}
+
+// ---- genes by skill
+
+function showGenes() {
+  const { facts } = state.section;
+  const skill = facts.skill[Number(byId("skill-model").value)];
+  const columns = [{ title: "Gene", of: (gene) => facts.genes[gene], down: false }];
+  if (skill?.pcc_per_gene) columns.push({ title: skill.measured ? "pcc_per_gene" : "expected pcc_per_gene", of: (gene) => skill.pcc_per_gene[gene] });
+  if (skill?.of_ceiling) columns.push({ title: "expected of ceiling", of: (gene) => skill.of_ceiling[gene] });
+  if (skill?.trust) columns.push({ title: "Trust", of: (gene) => skill.trust[gene], text: trustChip, down: false });
+  const note = skill?.measured ? "pcc_per_gene: correlation of predicted and measured over the spots of this section." : "What the model's run expects, from sections where it could be checked.";
+  byId("skill-note").textContent = columns.length > 1 ? note : "No skill is known: nothing predicted was measured here.";
+  table.set([...facts.genes.keys()], columns, columns.length > 1 ? { column: 1, down: true } : { column: 0, down: false });
+  byId("more").hidden = !table.left;
+}
+
+function trustChip(word) {
+  if (!word) return "–";
+  const dot = element("span", { className: "dot", "aria-hidden": "true" });
+  dot.dataset.trust = word;
+  return element("span", { className: "trust" }, dot, word);
+}
+
+// ---- a region against the rest
+
+async function takeRegion(inside, path) {
+  const taken = inside.reduce((sum, one) => sum + one, 0);
+  toggleLasso(false);
+  const useful = taken > 1 && taken < inside.length - 1;
+  Object.assign(state, { region: useful ? inside : null, path: useful ? path : null, ranking: null });
+  for (const panel of views.panels) {
+    panel.setPath(state.path);
+    panel.set({ region: state.region });
+  }
+  showRegion(useful || !path ? "" : `${taken} of ${inside.length} spots: a region needs at least two, and two outside.`);
+  if (!useful) return;
+  const { section, region } = state;
+  const view = [...state.views, ...section.views].find((one) => ["measured", "predicted"].includes(one.kind));
+  const map = view && section.mapsOf(view, state.gene)?.[0];
+  if (!map) return;
+  const note = (text) => (byId("region-note").textContent = `${taken} of ${inside.length} spots against the rest, ${view.title.toLowerCase()} (${map.unit}). ${text}`);
+  const rows = await rank(section, map, region, (done, all) => note(`Reading genes: ${done} of ${all}.`), () => region !== state.region);
+  if (!rows) return;
+  state.ranking = { rows: new Map(rows.map((row) => [row.gene, row])), view, map, taken };
+  note("Effect: difference of means in standard deviations. Neighbouring spots are alike, so it is no test.");
+  const value = (name) => (gene) => state.ranking.rows.get(gene)[name];
+  const columns = [
+    { title: "Gene", of: (gene) => section.facts.genes[gene], down: false },
+    { title: "Effect", of: value("effect") },
+    { title: "Region", of: value("region") },
+    { title: "Rest", of: value("rest") },
+  ];
+  ranking.set(rows.map((row) => row.gene), columns, { column: 1, down: true });
+  ranking.mark(state.gene);
+  byId("region-result").hidden = false;
+}
+
+function showRegion(note) {
+  byId("clear").disabled = !state.region;
+  byId("region-result").hidden = !state.ranking;
+  byId("region-note").textContent = note || "Draw around spots, or take those in view, to see which genes stand out there.";
+}
+
+function clearRegion() {
+  byId("by-label").value = "";
+  takeRegion(new Uint8Array(state.section.facts.spots), null).catch(fail);
+}
+
+function toggleLasso(on = !views.lasso) {
+  views.setLasso(on);
+  byId("lasso").setAttribute("aria-pressed", String(on));
+}
+
+function takeInView() {
+  takeRegion(spotsInBox(views.panels[0].inView(), state.section.centres), []).catch(fail);
+}
+
+function showLabels() {
+  const { label } = state.section.spots.columns;
+  const names = [...new Set(label?.filter((one) => one !== null))].sort();
+  fill(byId("by-label"), [["", "By label…"], ...names.map((name) => [name, name])]);
+  byId("by-label").hidden = !names.length;
+}
+
+function takeLabel(name) {
+  if (!name) return;
+  takeRegion(Uint8Array.from(state.section.spots.columns.label, (one) => Number(one === name)), []).catch(fail);
+}
+
+function saveRanking() {
+  const { facts } = state.section;
+  const { rows, view, map, taken } = state.ranking;
+  const sorted = [...rows.values()].sort((a, b) => (Number.isNaN(a.effect) ? 1 : Number.isNaN(b.effect) ? -1 : b.effect - a.effect));
+  const lines = sorted.map((row) => [facts.genes[row.gene], row.region, row.rest, row.difference, row.effect, taken, facts.spots - taken, view.title, map.unit]);
+  const head = ["gene", "mean_region", "mean_rest", "difference", "effect_sd", "spots_region", "spots_rest", "values", "unit"];
+  save(`${fileName(facts.name, "region", "genes")}.csv`, "text/csv", csv([head, ...lines]));
+}
+
+async function saveSpots() {
+  const { section, gene, region } = state;
+  const { names, columns } = await section.spotsRead;
+  const { facts, centres } = section;
+  const shown = views.all.filter((is) => is.values);
+  const head = ["spot", "x_px", "y_px", ...Object.keys(columns), ...shown.map((is, n) => `${facts.genes[gene] ?? ""} ${state.views[n].title}`)];
+  const lines = names.flatMap((name, n) => (region[n] ? [[name, centres[2 * n], centres[2 * n + 1], ...Object.values(columns).map((values) => values[n]), ...shown.map((is) => is.values[n])]] : []));
+  save(`${fileName(facts.name, "region", "spots")}.csv`, "text/csv", csv([head, ...lines]));
+}
+
+// ---- the rest of the page
+
+async function savePicture() {
+  const { facts } = state.section;
+  const gene = facts.genes[state.gene] ?? "";
+  const group = (n) => [...state.groups.values()].find((one) => one.views.includes(n)) ?? null;
+  const panels = views.all.map((is, n) => ({ panel: is.panel, title: [state.views[n].title, is.score.textContent].filter(Boolean).join(", "), scale: group(n) }));
+  save(`${fileName(facts.name, gene)}.png`, "image/png", await picture(panels, `${facts.name}, ${gene}`));
+}
+
+async function saveForQuPath() {
+  const { section } = state;
+  const { facts } = section;
+  const file = (map) => ["measured", "predicted"].includes(map.kind);
+  const wanted = state.views.flatMap((view) => section.mapsOf(view, state.gene) ?? []).find(file) ?? facts.maps.find(file);
+  const answer = await fetch(`${section.folder}/${facts.maps.indexOf(wanted)}.geojson?gene=${state.gene}`);
+  if (!answer.ok) throw new Error(await answer.text());
+  save(`${fileName(facts.name, wanted.kind === "measured" ? "measured" : facts.models[wanted.model])}.geojson`, "application/geo+json", await answer.blob());
+}
+
+function setTheme(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  byId("theme").textContent = dark ? "Light" : "Dark";
+}
+
+function toggleTheme() {
+  setTheme(document.documentElement.dataset.theme !== "dark");
+}
+
+function step(by) {
+  const gene = table.beside(by);
+  if (gene !== undefined) chooseGene(gene);
+}
+
+function nextSection(by) {
+  const { length } = state.sections;
+  if (length > 1) openSection((state.section.number + by + length) % length).catch(fail);
+}
+
+function bind() {
+  const click = (id, does) => byId(id).addEventListener("click", () => Promise.resolve(does()).catch(fail));
+  click("compare", compare);
+  click("add", addView);
+  click("png", savePicture);
+  click("geojson", saveForQuPath);
+  click("theme", toggleTheme);
+  click("lasso", () => toggleLasso());
+  click("in-view", takeInView);
+  click("clear", clearRegion);
+  click("ranking-csv", saveRanking);
+  click("spots-csv", saveSpots);
+  click("more", () => {
+    table.more();
+    byId("more").hidden = !table.left;
+  });
+  byId("section").addEventListener("change", (event) => openSection(Number(event.target.value)).catch(fail));
+  byId("by-label").addEventListener("change", (event) => takeLabel(event.target.value));
+  byId("skill-model").addEventListener("change", showGenes);
+  byId("palette").addEventListener("change", (event) => {
+    state.palette = event.target.value;
+    show().catch(fail);
+  });
+  for (const id of ["opacity", "size", "slide"]) byId(id).addEventListener("input", () => views.panels.forEach((panel) => panel.set(looks())));
+  window.addEventListener("resize", () => state.groups && showScales(state.groups));
+  bindKeys(
+    [
+      ["/", "Find a gene", () => byId("gene").focus()],
+      ["j", "Next gene of the table", () => step(1)],
+      ["k", "Gene before it", () => step(-1)],
+      ["c", "Compare: every kind of view side by side", compare],
+      ["a", "Add a view", addView],
+      ["l", "Lasso on or off", () => toggleLasso()],
+      ["v", "Take the spots in view as region", takeInView],
+      ["Escape", "Forget the region", () => (views.lasso ? toggleLasso(false) : clearRegion())],
+      ["]", "Next section", () => nextSection(1)],
+      ["[", "Section before it", () => nextSection(-1)],
+      ["e", "Save as PNG", () => savePicture().catch(fail)],
+      ["t", "Light or dark", toggleTheme],
+    ],
+    ["Arrows", "Move the slide, once it was clicked or reached with Tab; + and − zoom, 0 shows all spots"],
+  );
+  setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
+  fill(byId("palette"), SEQUENTIAL.map((name) => [name, name]));
+}
+
+async function start() {
+  bind();
+  const { sections } = await readSections();
+  state.sections = sections;
+  fill(byId("section"), sections.map((section, n) => [String(n), `${section.name} · ${section.spots.toLocaleString("en")} spots`]));
+  await openSection(0);
+  await views.settled();
+  performance.mark("first-view"); // slide and spots are there as sharp as this zoom shows them
+  document.body.dataset.ready = "true";
+}
+
+window.addEventListener("unhandledrejection", (event) => fail(event.reason));
+start().catch(fail);
