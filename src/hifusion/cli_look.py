@@ -119,8 +119,10 @@ def view(
     """
     from hifusion import api
 
-    folder = api.view(
-        out, export=export, genes=listed(genes), port=port, open_browser=open_browser, say=lambda line: typer.echo(line)
-    )
-    if folder:
-        typer.echo(str(folder))
+    chosen = listed(genes)
+    if export is None:
+        api.view(out, genes=chosen, port=port, open_browser=open_browser, say=typer.echo)
+        return
+    with progress_bar() as report:
+        folder = api.view(out, export=export, genes=chosen, progress=report)
+    typer.echo(str(folder))

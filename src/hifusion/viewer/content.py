@@ -2,19 +2,20 @@
 
 The files of a section, relative to the page (``i`` a section, ``m`` a map, ``b`` a block)::
 
-    data/i/section.json        genes, models, maps, skill, slide: :meth:`Content.facts`
+    data/i/section.json        genes, models, maps, skill (:meth:`Content.facts`), and the slide's size
     data/i/spots.json          names and known columns of the spots
     data/i/centres.bin         float32 (N, 2), full-resolution pixels
     data/i/m/b.bin             float32 (genes of the block, N): values of a map
-    data/i/m.geojson           tiles of the map's file for QuPath
+    data/i/m.geojson           values of a measured or predicted map as tiles for QuPath
     data/i/tiles/level/column_row.jpeg
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -26,7 +27,11 @@ from hifusion.metrics import pcc_per_gene
 from hifusion.section import LABEL, OBS_COLUMNS
 from hifusion.viewer.gathering import Gathered
 
-BLOCK_VALUES = 2**18  # numbers of a block at most, unless one gene has more: 1 MB, read in a blink even from a web server
+BLOCK_VALUES = (
+    2**18
+)  # numbers of a block at most, unless one gene has more: 1 MB, read in a blink even from a web server
+
+QUPATH_KINDS = ("measured", "predicted")  # maps whose values are the genes of a section file
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class ValueMap:
     table
         ``(N, rows)``, dense or sparse by columns.
     source
-        The file that goes to QuPath.
+        The file of the values: its spots.
     """
 
     kind: str
@@ -77,8 +82,7 @@ class ValueMap:
     def block(self, number: int) -> bytes:
         """Values of one block, gene by gene."""
         part = self.table[:, number * self.rows_per_block : (number + 1) * self.rows_per_block]
-        part = part.toarray() if sp.issparse(part) else part
-        return np.ascontiguousarray(part.T, dtype="<f4").tobytes()
+        return np.ascontiguousarray(_array(part).T, dtype="<f4").tobytes()
 
 
 class Content:
@@ -97,9 +101,7 @@ class Content:
         self.models = list(gathered.predictions)
         self._predictions = list(gathered.predictions.values())
         self.maps = _maps_of(gathered, genes)
-        named = (gene for its in self.maps if its.kind in ("predicted", "measured") for gene in its.genes)
-        self.genes = list(genes) if genes is not None else list(dict.fromkeys(named))
-        refuse_unknown("gene", self.genes, {gene for its in self.maps for gene in its.genes}, f"section {self.name}")
+        self.genes = list(dict.fromkeys(gene for its in self.maps for gene in its.genes))
 
     def summary(self) -> dict[str, Any]:
         """What the list of sections shows."""
@@ -110,14 +112,13 @@ class Content:
             "models": len(self.models),
         }
 
-    def facts(self, slide: dict[str, Any] | None) -> dict[str, Any]:
-        """What ``section.json`` holds; ``slide`` from :meth:`hifusion.viewer.deepzoom.TilePyramid.facts`."""
+    def facts(self) -> dict[str, Any]:
+        """What ``section.json`` says of spots, genes, models and maps."""
         facts, place = self.spots.uns["hifusion"], {gene: n for n, gene in enumerate(self.genes)}
         return {
             **self.summary(),
             "mpp": float(facts["mpp"]),
             "spot_diameter_px": float(facts["spot_diameter_um"] / facts["mpp"]),
-            "slide": slide,
             "genes": self.genes,
             "models": self.models,
             "maps": [
@@ -138,11 +139,10 @@ class Content:
 
     def spot_facts(self) -> dict[str, Any]:
         """Names of spots, and the columns of ``obs`` that say more: place on the array, label, counts."""
-        columns: dict[str, list[Any]] = {"row": [], "column": []}
         obs = self.spots.obs
-        columns["row"], columns["column"] = (_plain_numbers(obs[name]) for name in ("array_row", "array_col"))
+        columns = {"row": _plain_numbers(obs["array_row"]), "column": _plain_numbers(obs["array_col"])}
         if LABEL in obs:
-            columns[LABEL] = [None if label != label else str(label) for label in obs[LABEL]]
+            columns[LABEL] = _words(obs[LABEL])
         if "counts" in self.spots.layers:
             columns["UMI counts"] = _plain_numbers(total_counts(self.spots))
         return {"names": [str(name) for name in self.spots.obs_names], "columns": columns}
@@ -152,84 +152,83 @@ class Content:
         return np.ascontiguousarray(self.spots.obsm["spatial"], dtype="<f4").tobytes()
 
     def geojson(self, number: int, gene: int | None = None) -> bytes:
-        """The file of a map for QuPath: its most variable genes, and the gene that is shown."""
-        source = self.maps[number].source
-        chosen = [gene for gene in self.genes if gene in source.var_names]
-        few = most_variable(source[:, chosen], FEW)
-        if gene is not None and self.genes[gene] in source.var_names:
+        """The values of a map for QuPath: its most variable genes, and the gene that is shown."""
+        its = self.maps[number]
+        # Columns that a reader or other software added are not ours to tell; novelty is of a prediction.
+        told = [*OBS_COLUMNS, LABEL, *(["novelty"] if its.kind == "predicted" else [])]
+        section = AnnData(
+            X=its.table,
+            obs=its.source.obs[[name for name in told if name in its.source.obs]],
+            var=pd.DataFrame(index=pd.Index(its.genes, dtype=object)),
+            obsm={"spatial": its.source.obsm["spatial"]},
+            uns={"hifusion": its.source.uns["hifusion"]},
+        )
+        few = most_variable(section, FEW)
+        if gene is not None and self.genes[gene] in its.genes:
             few = list(dict.fromkeys([self.genes[gene], *few]))
-        part = source[:, few].copy()
-        # Columns a reader of other software added are not ours to tell.
-        part.obs = part.obs[[name for name in part.obs if name in (*OBS_COLUMNS, LABEL, "novelty")]]
-        return "".join(geojson(part)).encode()
+        return "".join(geojson(section[:, few])).encode()
 
     def _skill(self, model: int) -> dict[str, Any]:
         """How good a model is at each gene: measured where that was possible, else what its run expects."""
-        predicted = next(its for its in self.maps if its.kind == "predicted" and its.model == model)
-        measured = next(
-            (its for its in self.maps if its.kind == "measured" and (its.scale, its.genes) == _key(predicted)), None
-        )
-        var = self._predictions[model].var.reindex(self.genes)
-        if measured is not None:
-            scores = pcc_per_gene(np.asarray(predicted.table), np.asarray(measured.table))
-            pcc = dict(zip(predicted.genes, scores, strict=True))
-        else:
-            pcc = dict(var["expected_pcc_per_gene"]) if "expected_pcc_per_gene" in var else {}
-        ceiling = var["expected_of_ceiling"] if "expected_of_ceiling" in var else ()
+        predicted = [its for its in self.maps if its.kind == "predicted" and its.model == model]
+        measured = [its for its in self.maps if its.kind == "measured" and [_key(its)] == list(map(_key, predicted))]
+        var, pcc = self._predictions[model].var.reindex(self.genes), {}
+        if measured:
+            scores = pcc_per_gene(np.asarray(predicted[0].table), np.asarray(measured[0].table))
+            pcc = dict(zip(predicted[0].genes, scores, strict=True))
+        elif "expected_pcc_per_gene" in var:
+            pcc = dict(var["expected_pcc_per_gene"])
         return {
-            "measured": measured is not None,
+            "measured": bool(measured),
             "pcc_per_gene": _plain_numbers([pcc.get(gene, np.nan) for gene in self.genes]) if pcc else None,
-            "of_ceiling": _plain_numbers(ceiling) or None,
-            "trust": [None if word != word else str(word) for word in var["trust"]] if "trust" in var else None,
+            "of_ceiling": _plain_numbers(var["expected_of_ceiling"]) if "expected_of_ceiling" in var else None,
+            "trust": _words(var["trust"]) if "trust" in var else None,
         }
 
 
 def _maps_of(gathered: Gathered, genes: Sequence[str] | None) -> list[ValueMap]:
-    """Every map there is: what was measured in each model's unit, the models', then all that was measured."""
+    """Every map there is: what was measured in each model's unit, then all that was measured, then the models'."""
     measured: dict[Any, ValueMap] = {}
     others: list[ValueMap] = []
     for model, section in enumerate(gathered.predictions.values()):
-        facts = section.uns["hifusion"]
-        unit = str(facts["normalisation"])
-        scale = f"{unit} {facts['panel_digest']}"
-
-        def add(kind: str, table: np.ndarray, section: AnnData = section, unit: str = unit, scale: str = scale) -> None:
-            names, table = _chosen(section.var_names, table, genes)
-            its = ValueMap(kind, None if kind == "measured" else model, unit, scale, names, table, section)  # noqa: B023
-            if kind == "measured":
-                measured.setdefault(_key(its), its)
-            else:
-                others.append(its)
-
         truth = _measured_for(section, gathered.measured)
         if truth is not None:
-            add("measured", truth)
-        add("predicted", dense(section))
+            its = _value_map("measured", None, section, truth, genes)
+            measured.setdefault(_key(its), its)  # models of one panel share it
+        others.append(_value_map("predicted", model, section, dense(section), genes))
         if {"lower_90", "upper_90"} <= set(section.layers):
-            add("uncertainty", (_array(section.layers["upper_90"]) - _array(section.layers["lower_90"])) / 2)
+            half = (_array(section.layers["upper_90"]) - _array(section.layers["lower_90"])) / 2
+            others.append(_value_map("uncertainty", model, section, half, genes))
         if "novelty" in section.obs and np.isfinite(section.obs["novelty"]).any():
             column = section.obs[["novelty"]].to_numpy(dtype=np.float32)
             others.append(ValueMap("novelty", model, "novelty", "novelty", (), column, section))
-    section = gathered.measured
-    if section is not None and section.n_vars:
-        unit = str(section.uns["hifusion"]["normalisation"])
-        names, table = _chosen(section.var_names, section.X, genes)
-        table = table.tocsc() if sp.issparse(table) else np.asarray(table)
-        measured["all"] = ValueMap("measured", None, unit, unit, names, table, section)
+    if gathered.measured is not None:
+        measured["all"] = _value_map("measured", None, gathered.measured, gathered.measured.X, genes)
     return [its for its in (*measured.values(), *others) if its.genes or its.kind == "novelty"]
+
+
+def _value_map(kind: str, model: int | None, section: AnnData, table: Any, genes: Sequence[str] | None) -> ValueMap:
+    """Values of the genes asked for, of those that the file has."""
+    facts, place = section.uns["hifusion"], {str(name): n for n, name in enumerate(section.var_names)}
+    names = tuple(place) if genes is None else tuple(gene for gene in genes if gene in place)
+    if genes is not None:
+        table = table[:, [place[gene] for gene in names]]
+    unit = str(facts["normalisation"])
+    if not isinstance(table, np.ndarray):
+        table = table.tocsc()  # genes are asked for one by one
+    return ValueMap(
+        kind,
+        model,
+        unit,
+        f"{unit} {facts['panel_digest']}".strip(),
+        names,
+        table,
+        section,
+    )
 
 
 def _key(its: ValueMap) -> tuple[str, tuple[str, ...]]:
     return its.scale, its.genes
-
-
-def _chosen(names: Sequence[str], table: Any, genes: Sequence[str] | None) -> tuple[tuple[str, ...], Any]:
-    """The genes asked for that a file has, with their columns."""
-    place = {str(name): n for n, name in enumerate(names)}
-    if genes is None:
-        return tuple(place), table
-    kept = [gene for gene in genes if gene in place]
-    return tuple(kept), table[:, [place[gene] for gene in kept]]
 
 
 def _measured_for(predicted: AnnData, measured: AnnData | None) -> np.ndarray | None:
@@ -246,16 +245,23 @@ def _measured_for(predicted: AnnData, measured: AnnData | None) -> np.ndarray | 
 
 
 def _array(table: Any) -> np.ndarray:
-    return np.asarray(table.toarray() if sp.issparse(table) else table, dtype=np.float32)
+    return np.asarray(table if isinstance(table, np.ndarray) else table.toarray(), dtype=np.float32)
 
 
-def _plain_numbers(values: Any) -> list[float | None]:
+def _words(values: Iterable[Any]) -> list[Any]:
+    """Words as JSON has them, null where there is none."""
+    return [word if isinstance(word, str) else None for word in values]
+
+
+def _plain_numbers(values: Any) -> list[Any]:
     """Numbers as JSON has them: what is not finite becomes null, the rest keeps six digits."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=np.float64)]
 
 
 def contents_of(gathered: Sequence[Gathered], genes: Sequence[str] | None = None) -> list[Content]:
-    """The content of each section; refused where there is nothing to show."""
+    """The content of each section; refused where there is nothing to show, or a gene is nowhere."""
     if not gathered:
         raise InputError("no section, so nothing to show; give section files (.h5ad) or folders of predictions")
+    files = [file for its in gathered for file in (its.measured, *its.predictions.values()) if file is not None]
+    refuse_unknown("gene", genes or (), (gene for file in files for gene in file.var_names), "the sections")
     return [Content(its, genes) for its in gathered]

@@ -3,6 +3,7 @@
 import io
 import math
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,8 @@ class TilePyramid:
             threading.Thread(target=self._decode, args=(self.finest, *middle), daemon=True).start()
 
     def _decode(self, level: int, column: int, row: int) -> None:
-        try:
+        with suppress(InputError):  # damaged: whoever asks for a tile is told
             self.tile(level, column, row)
-        except InputError:
-            pass  # damaged: whoever asks for a tile is told
 
     def close(self) -> None:
         """Free the slide's pixels and its overview; both are read again when asked for."""
@@ -137,23 +136,26 @@ class TilePyramid:
             return self._overview
 
 
-def pyramid_of(section: AnnData, most_px: int | None = None) -> TilePyramid | None:
-    """Tiles of a section's slide; of the small picture inside the section where the slide cannot be opened.
+def pyramid_of(section: AnnData, most_px: int | None = None) -> tuple[TilePyramid | None, str]:
+    """Tiles of a section's slide, and what the page should say of them.
 
-    None where there is neither.
+    Where the slide cannot be opened they are of the small picture inside the section; None where there is none either.
     """
     facts = section.uns["hifusion"]
+    missing = "The section names no slide"
     if facts["image"]:
+        path = Path(facts["image"])
         try:
-            return TilePyramid(Slide(Path(facts["image"])), most_px=most_px)
-        except InputError:
-            pass  # moved, or on another machine: what the section itself holds is shown, and the page says so
+            return TilePyramid(Slide(path), most_px=most_px), ""
+        except InputError:  # moved, or on another machine; its folders are nobody else's business
+            missing = f"The slide {path.name} cannot be opened here"
     entry = section.uns["spatial"].get(facts["section"], {})
     picture = entry.get("images", {}).get("hires")
     per_px = float(entry.get("scalefactors", {}).get("tissue_hires_scalef", 0.0))
     if picture is None or not per_px > 0:
-        return None
-    return TilePyramid(_Picture(_as_rgb(np.asarray(picture))), per_px, most_px)
+        return None, f"{missing}: spots alone."
+    pyramid = TilePyramid(_Picture(_as_rgb(np.asarray(picture))), per_px, most_px)
+    return pyramid, f"{missing}: this is the small picture inside the section."
 
 
 def _as_rgb(picture: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hifusion import __version__
 from hifusion.errors import InputError
-from hifusion.viewer.content import Content, contents_of
+from hifusion.viewer.content import QUPATH_KINDS, contents_of
 from hifusion.viewer.deepzoom import TilePyramid, pyramid_of
 from hifusion.viewer.gathering import gather
 
@@ -39,11 +39,10 @@ class Site:
         Longest side of the slide at its finest; the slide's own where None.
     """
 
-    def __init__(
-        self, sources: Sequence[Path], genes: Sequence[str] | None = None, most_px: int | None = None
-    ) -> None:
+    def __init__(self, sources: Sequence[Path], genes: Sequence[str] | None = None, most_px: int | None = None) -> None:
         self.contents = contents_of(gather(sources), genes)
-        self._pyramids = [pyramid_of(content.spots, most_px) for content in self.contents]
+        slides = [pyramid_of(content.spots, most_px) for content in self.contents]
+        self._pyramids, self._notes = [pyramid for pyramid, _ in slides], [note for _, note in slides]
         self._used: list[TilePyramid] = []
 
     def warm(self) -> None:
@@ -58,7 +57,10 @@ class Site:
     def section(self, number: int) -> bytes:
         """``data/i/section.json``."""
         pyramid = self._pyramids[number]
-        return _json(self.contents[number].facts(pyramid.facts() if pyramid else None))
+        return _json(
+            self.contents[number].facts()
+            | {"slide": pyramid.facts() if pyramid else None, "slide_note": self._notes[number]}
+        )
 
     def spots(self, number: int) -> bytes:
         """``data/i/spots.json``."""
@@ -76,6 +78,18 @@ class Site:
             self._used = self._used[-MOST_OPEN:]
         return pyramid.tile(level, column, row)
 
+    def count(self) -> int:
+        """How many files :meth:`files` gives."""
+        tiles = (
+            columns * rows
+            for pyramid in self._pyramids
+            if pyramid
+            for columns, rows in map(pyramid.grid, range(pyramid.finest + 1))
+        )
+        maps = [its for content in self.contents for its in content.maps]
+        values = sum(its.blocks + (its.kind in QUPATH_KINDS) for its in maps)
+        return len(assets()) + 1 + 3 * len(self.contents) + values + sum(tiles)
+
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Every file of the page, address and content, tiles last."""
         yield from assets().items()
@@ -87,7 +101,7 @@ class Site:
             for m, its in enumerate(content.maps):
                 for b in range(its.blocks):
                     yield f"data/{i}/{m}/{b}.bin", its.block(b)
-                if its.kind in ("measured", "predicted"):
+                if its.kind in QUPATH_KINDS:
                     yield f"data/{i}/{m}.geojson", content.geojson(m)
             yield from self._tiles(i)
 

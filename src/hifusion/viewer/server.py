@@ -4,6 +4,7 @@ import hmac
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,8 @@ def serve(site: Site, port: int, say: Callable[[str], None]) -> None:
     port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
     say(f"http://{ADDRESS}:{port}/{token}/")
     server = uvicorn.Server(uvicorn.Config(make_app(site, token, port), log_level="warning", access_log=False))
-    try:
+    with listening, suppress(KeyboardInterrupt):  # Ctrl-C is the way to end it
         server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass  # the way to end it
-    finally:
-        listening.close()
 
 
 def make_app(site: Site, token: str, port: int) -> FastAPI:
@@ -74,6 +71,10 @@ def make_app(site: Site, token: str, port: int) -> FastAPI:
         response = await answer(request)
         response.headers.update(_HEADERS)
         return response
+
+    @app.exception_handler(InputError)
+    async def unreadable(request: Request, error: InputError) -> Response:
+        return Response(f"{error}\n", 500, media_type="text/plain; charset=utf-8")  # a slide that is damaged there
 
     app.include_router(_routes(site), prefix=f"/{token}")
     return app

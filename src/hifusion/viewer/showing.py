@@ -9,6 +9,7 @@ from hifusion import files
 from hifusion.errors import InputError
 from hifusion.viewer.pages import Site
 
+Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 MOST_COPIED_PX = 2**15  # longest side of a slide in a copy: about 4,000 tiles, 200 MB
 
 
@@ -20,6 +21,7 @@ def view(
     port: int = 0,
     open_browser: bool = False,
     say: Callable[[str], None] = print,
+    progress: Progress | None = None,
 ) -> Path | None:
     """Show sections on a local page until Ctrl-C; or write the page into a folder, which is then returned.
 
@@ -43,7 +45,7 @@ def view(
         Nothing to show, a gene that is nowhere, a port or folder that cannot be used, or the extra is not installed.
     """
     if export is not None:
-        return write_copy(Site(sources, genes, MOST_COPIED_PX), Path(export))
+        return write_copy(Site(sources, genes, MOST_COPIED_PX), Path(export), progress)
     try:
         from hifusion.viewer import server
     except ImportError as error:
@@ -62,17 +64,20 @@ def view(
     return None
 
 
-def write_copy(site: Site, folder: Path) -> Path:
+def write_copy(site: Site, folder: Path, progress: Progress | None = None) -> Path:
     """Write every file of the page into a folder, whole or not at all; an earlier copy there is replaced."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "viewer.css").is_file()):
         raise InputError(f"{folder}: holds something else; give a new folder, or the one of an earlier copy")
     part = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
-        for address, content in site.files():
+        count = site.count()
+        for done, (address, content) in enumerate(site.files(), 1):
             path = part / address
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+            if progress:
+                progress("files", done, count)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)

@@ -34,7 +34,9 @@ async function openSection(number) {
   search.genes = genes;
   byId("section").value = String(number);
   document.title = `${section.facts.name} – HiFusion viewer`;
-  const { models } = section.facts;
+  const { models, slide_note: note } = section.facts;
+  byId("slide-note").textContent = note;
+  byId("slide-note").hidden = !note;
   byId("skill-model-field").hidden = models.length < 2;
   fill(byId("skill-model"), models.map((label, n) => [String(n), label]), String(models.length - 1));
   byId("compare").disabled = options.length < 2;
@@ -82,7 +84,7 @@ async function show() {
     const group = [...groups.values()].find((one) => one.views.includes(n));
     const values = columns[n] ?? new Float32Array(section.facts.spots).fill(NaN);
     is.values = columns[n];
-    is.score.textContent = columns[n] ? scoreText(state.views[n], gene) : state.views[n].kind === "none" ? "" : "not in this view";
+    is.score.textContent = columns[n] ? scoreText(state.views[n], gene, columns[n]) : state.views[n].kind === "none" ? "" : "not in this view";
     is.panel.set({ places: placesOf(values, group?.limits ?? [0, 1]), pixels: pixelsOf(group?.palette ?? state.palette), region: state.region, ...looks() });
   });
   showScales(groups);
@@ -107,11 +109,18 @@ async function firstLimits(group) {
   return [middle - 0.5, middle + 0.5];
 }
 
-function scoreText(view, gene) {
-  const skill = view.model === null || view.kind === "novelty" ? null : state.section.facts.skill[view.model];
-  const pcc = skill?.pcc_per_gene?.[gene];
-  if (pcc == null) return "";
-  return `${skill.measured ? "" : "expected "}pcc_per_gene ${short(pcc)}`;
+/** The one figure of a view that says most. */
+function scoreText(view, gene, values) {
+  const known = values.filter((value) => !Number.isNaN(value));
+  const mean = (of) => known.reduce((sum, value) => sum + of(value), 0) / known.length;
+  if (view.kind === "predicted") {
+    const skill = state.section.facts.skill[view.model];
+    const pcc = skill.pcc_per_gene?.[gene];
+    return pcc == null ? "" : `${skill.measured ? "" : "expected "}pcc_per_gene ${short(pcc)}`;
+  }
+  if (view.kind === "difference") return `mean absolute ${short(mean(Math.abs))}`;
+  if (view.kind === "novelty") return `${short(100 * mean((value) => Number(value > 1)))} % of spots above 1`;
+  return `mean ${short(mean((value) => value))}`;
 }
 
 function looks() {

@@ -2,6 +2,12 @@
 
 import { SpotRaster } from "./spots.js";
 
+// OpenSeadragon adds a style of its own unless it finds one marked like this; the page's policy forbids inline styles, so
+// it finds an element that has the name of one and is none.
+const marker = document.createElementNS("urn:hifusion", "style");
+marker.setAttribute("data-openseadragon-mobile-css", "");
+document.head.append(marker);
+
 const ROUND_UM = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 
 /** Source of tiles for OpenSeadragon: a section's own, or an empty plane around spots that have no slide. */
@@ -24,7 +30,7 @@ function tileSource(section) {
 }
 
 export class Panel {
-  /** host: the element to fill; on: {moved, hovered, lassoed}, told about what the user does here. */
+  /** host: the element to fill; on: {moved, hovered, lassoed, failed}, told about what happens here. */
   constructor(host, on) {
     this.host = host;
     this.on = on;
@@ -48,6 +54,7 @@ export class Panel {
     this.viewer.addHandler("update-viewport", () => this.draw());
     this.viewer.addHandler("viewport-change", () => this.on.moved(this));
     this.viewer.addHandler("canvas-click", (event) => this.hover(event.position));
+    this.viewer.addHandler("tile-load-failed", ({ message }) => /abort/i.test(message) || this.on.failed());
     const surface = this.viewer.canvas;
     surface.addEventListener("pointermove", (event) => event.buttons || this.hover(this.place(event)));
     surface.addEventListener("pointerleave", () => this.on.hovered(this, -1));

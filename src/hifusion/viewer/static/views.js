@@ -22,6 +22,7 @@ export class Views {
   /** Show these views of a section, in frames that are kept where there are enough. */
   async open(section, views) {
     const fresh = section !== this.section;
+    const seen = fresh ? null : this.panels[0]?.viewer.viewport.getBounds(true);
     this.section = section;
     while (this.all.length > views.length) this.remove(this.all.at(-1));
     const options = section.views;
@@ -37,9 +38,11 @@ export class Views {
       return fresh || !is.panel.section ? is.panel.open(section) : null;
     });
     this.host.dataset.count = String(views.length);
-    const known = this.panels.find((panel) => panel.section === section && !opening[this.panels.indexOf(panel)]);
     await Promise.all(opening);
-    if (known) this.follow(known);
+    if (!seen) return;
+    await laidOut(); // frames have another size now, and OpenSeadragon has seen it
+    this.panels[0].viewer.viewport.fitBounds(seen, true);
+    this.follow(this.panels[0]);
   }
 
   add() {
@@ -48,12 +51,13 @@ export class Views {
     const score = element("span", { className: "score" });
     const remove = element("button", { type: "button", className: "plain", textContent: "✕" });
     const stage = element("div", { className: "stage" });
-    const root = element("section", { className: "view" }, element("header", {}, element("label", {}, name, select), score, remove), stage);
+    const root = element("section", { className: "view" }, element("header", {}, element("label", {}, name, select), remove, score), stage);
     this.host.append(root);
     const panel = new Panel(stage, {
       moved: (from) => this.follow(from),
       hovered: (from, spot, at) => this.hover(from, spot, at),
       lassoed: (from, path) => this.on.lassoed(path),
+      failed: () => fail("a part of the slide cannot be read"),
     });
     panel.viewer.canvas.setAttribute("aria-label", "Slide with spots: arrows move, plus and minus zoom, 0 shows all");
     panel.viewer.canvas.setAttribute("role", "application");
@@ -114,6 +118,9 @@ export class Views {
     return Promise.all(this.panels.map(ready));
   }
 }
+
+/** Resolves when two frames were drawn. */
+const laidOut = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
 
 /** What goes wrong is said on the page, not only in the console. */
 export function fail(error) {
