@@ -117,12 +117,12 @@ def view(
 
     Example: `hifusion view evaluation --open`
     """
-    from hifusion import api
+    from hifusion import viewer  # not by api, which imports torch: the page is there three seconds sooner
 
     chosen = listed(genes)
     if export is None:
-        api.view(out, genes=chosen, port=port, open_browser=open_browser, say=typer.echo)
+        viewer.view(out, genes=chosen, port=port, open_browser=open_browser, say=typer.echo)
         return
     with progress_bar() as report:
-        folder = api.view(out, export=export, genes=chosen, progress=report)
+        folder = viewer.view(out, export=export, genes=chosen, progress=report)
     typer.echo(str(folder))

@@ -3,7 +3,6 @@
 import io
 import math
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +96,8 @@ class TilePyramid:
         return buffer.getvalue()
 
     def warm(self) -> None:
-        """Make what the first view needs, and begin on what the next ones do, so that nobody waits for it."""
+        """Make what the first view needs, so that nobody waits for it."""
         self._overview_of()
-        if self.finest > self._overview_level:
-            middle = (count // 2 for count in self.grid(self.finest))
-            threading.Thread(target=self._decode, args=(self.finest, *middle), daemon=True).start()
-
-    def _decode(self, level: int, column: int, row: int) -> None:
-        with suppress(InputError):  # damaged: whoever asks for a tile is told
-            self.tile(level, column, row)
 
     def close(self) -> None:
         """Free the slide's pixels and its overview; both are read again when asked for."""

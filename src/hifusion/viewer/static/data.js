@@ -28,6 +28,12 @@ export class Section {
     return its;
   }
 
+  /** Ask for one of the finest tiles: a slide without levels is then decoded before somebody zooms in. */
+  async warm() {
+    const { slide } = this.facts;
+    if (slide) await fetched(`${this.folder}/tiles/${slide.finest}/0_0.jpeg`);
+  }
+
   /** Everything that can be looked at, in the order of the menus; what files do not hold is not there. */
   allViews() {
     const { maps, models } = this.facts;

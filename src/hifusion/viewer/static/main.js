@@ -22,11 +22,10 @@ const ranking = new GeneTable(byId("ranking"), chooseGene);
 
 // ---- what is shown
 
-async function openSection(number) {
-  const before = state.section;
+async function openSection(number, name = state.section?.facts.genes[state.gene]) {
   const section = await Section.open(number);
   const { genes } = section.facts;
-  const wanted = [before?.facts.genes[state.gene], ...FIRST_GENES].map((name) => genes.indexOf(name)).find((n) => n >= 0);
+  const wanted = [name, ...FIRST_GENES].map((one) => genes.indexOf(one)).find((n) => n >= 0);
   const options = section.views;
   const same = state.views.map((view) => options.find((one) => one.title === view.title)).filter(Boolean);
   Object.assign(state, { section, gene: wanted ?? best(section), views: same.length ? same : firstViews(options), region: null, ranking: null });
@@ -46,6 +45,7 @@ async function openSection(number) {
   await views.open(section, state.views);
   await show();
   section.spotsRead.then(showLabels).catch(fail);
+  views.settled().then(() => section.warm()).catch(fail);
 }
 
 /** The gene that is predicted best, else the first. */
@@ -88,6 +88,7 @@ async function show() {
     is.panel.set({ places: placesOf(values, group?.limits ?? [0, 1]), pixels: pixelsOf(group?.palette ?? state.palette), region: state.region, ...looks() });
   });
   showScales(groups);
+  history.replaceState(null, "", `#${new URLSearchParams({ section: section.number, gene: section.facts.genes[gene] ?? "" })}`);
   search.show(gene);
   table.mark(gene);
   ranking.mark(gene);
@@ -374,7 +375,8 @@ async function start() {
   const { sections } = await readSections();
   state.sections = sections;
   fill(byId("section"), sections.map((section, n) => [String(n), `${section.name} · ${section.spots.toLocaleString("en")} spots`]));
-  await openSection(0);
+  const asked = new URLSearchParams(location.hash.slice(1)); // as the page itself writes it, so that an address can be kept
+  await openSection(Number(asked.get("section")) in sections ? Number(asked.get("section")) : 0, asked.get("gene"));
   await views.settled();
   performance.mark("first-view"); // slide and spots are there as sharp as this zoom shows them
   document.body.dataset.ready = "true";

@@ -8,6 +8,9 @@ const marker = document.createElementNS("urn:hifusion", "style");
 marker.setAttribute("data-openseadragon-mobile-css", "");
 document.head.append(marker);
 
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const ZOOMS = { "+": 1.4, "=": 1.4, "-": 1 / 1.4 };
+const STEP = 0.15; // of the width, for one key press
 const ROUND_UM = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 
 /** Source of tiles for OpenSeadragon: a section's own, or an empty plane around spots that have no slide. */
@@ -40,6 +43,7 @@ export class Panel {
       drawer: "canvas",
       prefixUrl: "",
       showNavigationControl: false,
+      keyboardNavEnabled: false, // its letters turn and mirror the slide, which the spots would not follow
       animationTime: 0.3,
       blendTime: 0,
       maxZoomPixelRatio: 6,
@@ -57,6 +61,7 @@ export class Panel {
     this.viewer.addHandler("tile-load-failed", ({ message }) => /abort/i.test(message) || this.on.failed());
     const surface = this.viewer.canvas;
     surface.addEventListener("pointermove", (event) => event.buttons || this.hover(this.place(event)));
+    surface.addEventListener("keydown", (event) => this.key(event));
     surface.addEventListener("pointerleave", () => this.on.hovered(this, -1));
     for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) {
       this.marksCanvas.addEventListener(kind, (event) => this.lasso(event));
@@ -194,6 +199,17 @@ export class Panel {
   place(event) {
     const box = this.host.getBoundingClientRect();
     return { x: event.clientX - box.left, y: event.clientY - box.top };
+  }
+
+  key(event) {
+    const { viewport } = this.viewer;
+    const [move, zoom] = [MOVES[event.key], ZOOMS[event.key]];
+    if (event.ctrlKey || event.metaKey || event.altKey || !(move || zoom || event.key === "0")) return;
+    event.preventDefault(); // else the page scrolls
+    if (move) viewport.panBy(new OpenSeadragon.Point(...move).times(STEP * viewport.getBounds().width));
+    else if (zoom) viewport.zoomBy(zoom);
+    else viewport.goHome();
+    viewport.applyConstraints();
   }
 
   /** Tell which spot lies under a place of the screen. */
