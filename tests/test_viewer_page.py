@@ -28,7 +28,6 @@ from hifusion.viewer import view
 
 AXE = Path(__file__).with_name("axe.min.js")
 GRAVE = ("serious", "critical")
-MANY = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -272,15 +271,21 @@ def test_a_real_section_opens_in_two_seconds(browser, her2st_root, tmp_path):
     with viewed(path, tmp_path / "predicted.h5ad") as address:
         visit = Visit(browser, address)
         assert visit.page.locator(".view").count() == 2 and visit.pixels()[1] > 20
+        print(f"first view after {visit.first_view_ms():.0f} ms")
         assert visit.first_view_ms() < 2000
         coarse = finest_level(visit)
         box = visit.page.locator(".stage").first.bounding_box()
         visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        for _ in range(4):
+        for _ in range(16):
             visit.page.mouse.wheel(0, -500)
-        visit.until("performance.getEntriesByType('resource').some((one) => one.name.includes('/tiles/14/'))")
-        assert coarse < finest_level(visit) == 14  # 9,936 px
-        visit.page.keyboard.press("0")
+            visit.page.wait_for_timeout(100)
+        for _ in range(200):  # the first of the finer tiles wait until the whole JPEG is decoded
+            if finest_level(visit) == 14:
+                break
+            visit.page.wait_for_timeout(100)
+        assert coarse < finest_level(visit) == 14  # the slide's own pixels: 9,936 are at most 2 ** 14
+        visit.page.locator(".openseadragon-canvas").first.press("0")
+        visit.page.wait_for_timeout(600)
         visit.page.fill("#gene", "ERBB2")
         visit.page.keyboard.press("Enter")
         visit.page.click("#lasso")
@@ -291,13 +296,14 @@ def test_a_real_section_opens_in_two_seconds(browser, her2st_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_thousand_spots_move_at_thirty_frames_a_second(browser, tmp_path):
+@pytest.mark.parametrize("many", [20_000, 100_000])
+def test_many_spots_move_at_thirty_frames_a_second(browser, many, tmp_path):
     """Frames that the browser gives while two views are dragged and zoomed, and how often spots are drawn meanwhile."""
-    side = round(MANY**0.5)
-    row, column = np.divmod(np.arange(MANY), side)
+    side = round(many**0.5)
+    row, column = np.divmod(np.arange(many), side)
     section = build_section(
         None,
-        spots=[f"s{n}" for n in range(MANY)],
+        spots=[f"s{n}" for n in range(many)],
         centres_px=(np.stack([column, row], axis=1) + 0.5) * 110,
         name="many",
         patient="A",
@@ -333,6 +339,8 @@ def test_twenty_thousand_spots_move_at_thirty_frames_a_second(browser, tmp_path)
         times, drawn = visit.page.evaluate("[window.frames_, window.drawn_]")
         visit.close()
     seconds = (times[-1] - times[0]) / 1000
-    print(f"{len(times) / seconds:.1f} frames/s, spots of two views drawn {drawn / 2 / seconds:.1f} times a second")
+    print(
+        f"{many} spots: {len(times) / seconds:.1f} frames/s, spots of two views drawn {drawn / 2 / seconds:.1f} times a second"
+    )
     assert len(times) / seconds > 30
     assert drawn / 2 / seconds > 15  # dragging pauses between events, when there is nothing to draw

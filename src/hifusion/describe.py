@@ -117,6 +117,7 @@ EXTRAS = {
     "labels": "sklearn",
     "download": "pooch",
     "cluster": "dask_jobqueue",
+    "viewer": "fastapi",
 }
 
 

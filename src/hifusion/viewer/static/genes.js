@@ -6,7 +6,7 @@ import { element } from "./elements.js";
 const MOST_FOUND = 12;
 const AT_A_TIME = 100;
 
-/** Places of genes whose name begins with the text, then of those that hold it. */
+/** Places of genes whose name begins with the text, the shortest first, then of those that hold it. */
 export function search(genes, text) {
   const wanted = text.trim().toUpperCase();
   const [begin, hold] = [[], []];
@@ -15,6 +15,7 @@ export function search(genes, text) {
     if (at === 0) begin.push(n);
     else if (at > 0) hold.push(n);
   });
+  begin.sort((a, b) => genes[a].length - genes[b].length);
   return [...begin, ...hold].slice(0, MOST_FOUND);
 }
 
@@ -85,11 +86,11 @@ export class GeneSearch {
 
 /** A table whose first column holds genes to choose, sorted by the column whose heading is pressed. */
 export class GeneTable {
-  /** columns: {title, of: gene -> value, text: value -> string or element, names: sorts by name}. */
   constructor(table, choose) {
-    Object.assign(this, { table, choose, sorted: null, shown: AT_A_TIME });
+    Object.assign(this, { table, choose });
   }
 
+  /** columns: {title, of: gene -> value, text: value -> string or element, down: first sorted downwards}; sorted: {column, down}. */
   set(genes, columns, sorted) {
     Object.assign(this, { genes, columns, sorted, shown: AT_A_TIME });
     this.order();

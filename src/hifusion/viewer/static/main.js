@@ -184,11 +184,15 @@ function showGenes() {
   const { facts } = state.section;
   const skill = facts.skill[Number(byId("skill-model").value)];
   const columns = [{ title: "Gene", of: (gene) => facts.genes[gene], down: false }];
-  if (skill?.pcc_per_gene) columns.push({ title: skill.measured ? "pcc_per_gene" : "expected pcc_per_gene", of: (gene) => skill.pcc_per_gene[gene] });
-  if (skill?.of_ceiling) columns.push({ title: "expected of ceiling", of: (gene) => skill.of_ceiling[gene] });
+  if (skill?.pcc_per_gene) columns.push({ title: "pcc_per_gene", of: (gene) => skill.pcc_per_gene[gene] });
   if (skill?.trust) columns.push({ title: "Trust", of: (gene) => skill.trust[gene], text: trustChip, down: false });
-  const note = skill?.measured ? "pcc_per_gene: correlation of predicted and measured over the spots of this section." : "What the model's run expects, from sections where it could be checked.";
-  byId("skill-note").textContent = columns.length > 1 ? note : "No skill is known: nothing predicted was measured here.";
+  if (skill?.of_ceiling) columns.push({ title: "Of ceiling", of: (gene) => skill.of_ceiling[gene] });
+  const expected = "what the model's run expects, from sections where it could be checked";
+  const notes = [
+    skill?.pcc_per_gene && `pcc_per_gene: ${skill.measured ? "correlation of predicted and measured over the spots of this section" : expected}.`,
+    (skill?.of_ceiling || skill?.trust) && `Of ceiling (part of what noise allows), trust: ${expected}.`,
+  ];
+  byId("skill-note").textContent = columns.length > 1 ? notes.filter(Boolean).join(" ") : "No skill is known: nothing predicted was measured here.";
   table.set([...facts.genes.keys()], columns, columns.length > 1 ? { column: 1, down: true } : { column: 0, down: false });
   byId("more").hidden = !table.left;
 }
@@ -291,7 +295,7 @@ async function savePicture() {
   const { facts } = state.section;
   const gene = facts.genes[state.gene] ?? "";
   const group = (n) => [...state.groups.values()].find((one) => one.views.includes(n)) ?? null;
-  const panels = views.all.map((is, n) => ({ panel: is.panel, title: [state.views[n].title, is.score.textContent].filter(Boolean).join(", "), scale: group(n) }));
+  const panels = views.all.map((is, n) => ({ panel: is.panel, title: state.views[n].title, score: is.score.textContent, scale: group(n) }));
   save(`${fileName(facts.name, gene)}.png`, "image/png", await picture(panels, `${facts.name}, ${gene}`));
 }
 

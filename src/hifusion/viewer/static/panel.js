@@ -33,7 +33,7 @@ function tileSource(section) {
 }
 
 export class Panel {
-  /** host: the element to fill; on: {moved, hovered, lassoed, failed}, told about what happens here. */
+  /** host: the element to fill; on: {taken, moved, hovered, lassoed, failed}, told about what happens here. */
   constructor(host, on) {
     this.host = host;
     this.on = on;
@@ -61,6 +61,7 @@ export class Panel {
     this.viewer.addHandler("tile-load-failed", ({ message }) => /abort/i.test(message) || this.on.failed());
     const surface = this.viewer.canvas;
     surface.addEventListener("pointermove", (event) => event.buttons || this.hover(this.place(event)));
+    for (const kind of ["pointerdown", "wheel", "keydown"]) surface.addEventListener(kind, () => this.on.taken(this), { capture: true, passive: true });
     surface.addEventListener("keydown", (event) => this.key(event));
     surface.addEventListener("pointerleave", () => this.on.hovered(this, -1));
     for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) {

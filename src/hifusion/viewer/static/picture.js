@@ -3,9 +3,9 @@
 import { colourAt } from "./colours.js";
 import { short } from "./data.js";
 
-const [GAP, HEAD, FOOT] = [12, 46, 44]; // CSS pixels around, above and below a view
+const [GAP, HEAD, FOOT] = [12, 64, 44]; // CSS pixels around, above and below a view
 
-/** panels: [{panel, title, scale: {unit, limits, palette} or null}], side by side; gives a Blob. */
+/** panels: [{panel, title, score, scale: {unit, limits, palette} or null}], side by side; gives a Blob. */
 export function picture(panels, heading) {
   const ratio = Math.min(window.devicePixelRatio || 1, 2);
   const sizes = panels.map(({ panel }) => [panel.host.clientWidth, panel.host.clientHeight]);
@@ -17,15 +17,16 @@ export function picture(panels, heading) {
   context.scale(ratio, ratio);
   context.fillStyle = "#fff";
   context.fillRect(0, 0, width, height);
-  const text = (words, x, y, font, align = "left") => {
+  const text = (words, x, y, font, align = "left", most = undefined) => {
     Object.assign(context, { font: `${font} system-ui, sans-serif`, fillStyle: "#111", textAlign: align });
-    context.fillText(words, x, y);
+    context.fillText(words, x, y, most);
   };
   text(heading, GAP, 18, "600 14px");
   let left = GAP;
-  panels.forEach(({ panel, title, scale }, n) => {
+  panels.forEach(({ panel, title, score, scale }, n) => {
     const [wide, high] = sizes[n];
-    text(title, left, 38, "13px");
+    text(title, left, 38, "13px", "left", wide);
+    text(score, left, 55, "12px", "left", wide);
     context.save();
     context.beginPath();
     context.rect(left, HEAD, wide, high);

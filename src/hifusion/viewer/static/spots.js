@@ -3,7 +3,7 @@
 
 const SMALL_PX = 10; // below this radius a disc is placed to a quarter of a pixel, else to a whole one
 const LEAST_PX = 1.2; // radius at which a spot is still seen
-const FAINT = 0.25; // opacity of spots outside the region
+const FAINT = 0.4; // opacity of spots outside the region
 
 /** How much of each pixel a disc covers, 0 to 255, centred at (middle + dx, middle + dy). */
 function stamp(radius, dx, dy) {

@@ -41,8 +41,10 @@ export class Views {
     await Promise.all(opening);
     if (!seen) return;
     await laidOut(); // frames have another size now, and OpenSeadragon has seen it
-    this.panels[0].viewer.viewport.fitBounds(seen, true);
-    this.follow(this.panels[0]);
+    const [first] = this.panels;
+    first.viewer.viewport.fitBounds(holds(seen, first.home()) ? first.home() : seen, true); // what was whole stays whole
+    this.leader = first;
+    this.follow(first);
   }
 
   add() {
@@ -54,6 +56,7 @@ export class Views {
     const root = element("section", { className: "view" }, element("header", {}, element("label", {}, name, select), remove, score), stage);
     this.host.append(root);
     const panel = new Panel(stage, {
+      taken: (panel) => (this.leader = panel),
       moved: (from) => this.follow(from),
       hovered: (from, spot, at) => this.hover(from, spot, at),
       lassoed: (from, path) => this.on.lassoed(path),
@@ -75,11 +78,10 @@ export class Views {
     this.all.splice(this.all.indexOf(is), 1);
   }
 
+  /** The others go where one went, if it is the one that the user moves: their own moves are answers, and no wish. */
   follow(from) {
-    if (this.following) return; // what the others do then is no wish of the user
-    this.following = true;
+    if (from !== this.leader) return;
     for (const panel of this.panels) if (panel !== from && panel.section === from.section) panel.follow(from);
-    this.following = false;
   }
 
   setLasso(on) {
@@ -118,6 +120,10 @@ export class Views {
     return Promise.all(this.panels.map(ready));
   }
 }
+
+/** Whether one rectangle lies in another. */
+const holds = (outer, inner) =>
+  outer.x <= inner.x && outer.y <= inner.y && outer.x + outer.width >= inner.x + inner.width && outer.y + outer.height >= inner.y + inner.height;
 
 /** Resolves when two frames were drawn. */
 const laidOut = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
