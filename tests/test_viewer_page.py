@@ -339,8 +339,6 @@ def test_many_spots_move_at_thirty_frames_a_second(browser, many, tmp_path):
         times, drawn = visit.page.evaluate("[window.frames_, window.drawn_]")
         visit.close()
     seconds = (times[-1] - times[0]) / 1000
-    print(
-        f"{many} spots: {len(times) / seconds:.1f} frames/s, spots of two views drawn {drawn / 2 / seconds:.1f} times a second"
-    )
+    print(f"{many} spots: {len(times) / seconds:.1f} frames/s, spots drawn {drawn / 2 / seconds:.1f} times a second")
     assert len(times) / seconds > 30
     assert drawn / 2 / seconds > 15  # dragging pauses between events, when there is nothing to draw

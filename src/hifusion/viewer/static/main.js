@@ -14,6 +14,10 @@ const FIRST_GENES = ["ERBB2", "KRT19", "CD74", "TMSB10"]; // the paper's markers
 const state = { section: null, sections: [], gene: null, views: [], limits: new Map(), palette: SEQUENTIAL[0], region: null, ranking: null };
 const scales = new Map(); // key of a scale -> its card
 let showing = 0; // the newest wish: what was asked for earlier is dropped when it arrives
+let changing = Promise.resolve();
+
+/** One change of section or views after the other: each waits for files and frames. */
+const inTurn = (change) => (...given) => (changing = changing.then(() => change(...given), () => change(...given)));
 
 const views = new Views(byId("panels"), { chosen: chooseView, removed: removeView, lassoed: (path) => takeRegion(spotsInside(path, state.section.centres), path) });
 const search = new GeneSearch(byId("gene"), byId("gene-list"), chooseGene);
@@ -22,7 +26,7 @@ const ranking = new GeneTable(byId("ranking"), chooseGene);
 
 // ---- what is shown
 
-async function openSection(number, name = state.section?.facts.genes[state.gene]) {
+const openSection = inTurn(async (number, name = state.section?.facts.genes[state.gene]) => {
   const section = await Section.open(number);
   const { genes } = section.facts;
   const wanted = [name, ...FIRST_GENES].map((one) => genes.indexOf(one)).find((n) => n >= 0);
@@ -44,9 +48,9 @@ async function openSection(number, name = state.section?.facts.genes[state.gene]
   showRegion();
   await views.open(section, state.views);
   await show();
-  section.spotsRead.then(showLabels).catch(fail);
+  section.spotsRead.then(() => section === state.section && showLabels()).catch(fail);
   views.settled().then(() => section.warm()).catch(fail);
-}
+});
 
 /** The gene that is predicted best, else the first. */
 function best({ facts }) {
@@ -151,11 +155,11 @@ function chooseGene(gene) {
   show().catch(fail);
 }
 
-async function setViews(chosen) {
+const setViews = inTurn(async (chosen) => {
   state.views = chosen.slice(0, MOST_VIEWS);
   await views.open(state.section, state.views);
   await show();
-}
+});
 
 function chooseView(n, option) {
   setViews(state.views.with(n, state.section.views[option])).catch(fail);

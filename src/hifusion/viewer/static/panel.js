@@ -67,8 +67,6 @@ export class Panel {
     for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel"]) {
       this.marksCanvas.addEventListener(kind, (event) => this.lasso(event));
     }
-    this.marked = -1;
-    this.path = null;
   }
 
   overlay(name) {
@@ -82,6 +80,9 @@ export class Panel {
   /** Show a section; resolves when it can be moved in. */
   open(section) {
     this.section = section;
+    this.look.places = null; // those of another section
+    this.marked = -1;
+    this.path = null;
     this.source = tileSource(section);
     this.perPx = section.facts.slide?.per_px ?? 1;
     return new Promise((resolve) => {
@@ -129,31 +130,36 @@ export class Panel {
     this.viewer.world.getItemAt(0)?.setOpacity(this.look.slide ? 1 : 0);
   }
 
-  draw() {
-    if (!this.section || !this.viewer.viewport || !this.viewer.world.getItemCount()) return;
+  /** How large the canvases are and how spots lie on them; null as long as there is nothing to draw. */
+  geometry() {
     const ratio = Math.min(window.devicePixelRatio || 1, 2);
     const width = Math.round(this.host.clientWidth * ratio);
     const height = Math.round(this.host.clientHeight * ratio);
-    if (!width || !height) return;
+    if (!width || !height || !this.section || !this.viewer.world?.getItemCount()) return null;
     for (const canvas of [this.spotsCanvas, this.marksCanvas]) {
       if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     }
     const { scale, offset } = this.where();
-    const radius = (this.section.facts.spot_diameter_px / 2) * this.look.size * scale * ratio;
-    if (this.look.places) {
-      this.raster.draw(this.section.centres, this.look.places, this.look.pixels, {
-        scale: scale * ratio,
-        offset: offset.map((value) => value * ratio),
-        radius,
-        region: this.look.region,
-      });
-    } else {
-      this.raster.context.clearRect(0, 0, width, height);
-    }
-    this.drawMarks({ scale, offset, ratio, radius: Math.max(radius / ratio, 2) });
+    return { ratio, scale, offset, radius: (this.section.facts.spot_diameter_px / 2) * this.look.size * scale };
   }
 
-  drawMarks({ scale, offset, ratio, radius }) {
+  draw() {
+    const geometry = this.geometry();
+    if (!geometry || !this.look.places) return;
+    const { ratio, scale, offset, radius } = geometry;
+    this.raster.draw(this.section.centres, this.look.places, this.look.pixels, {
+      scale: scale * ratio,
+      offset: offset.map((value) => value * ratio),
+      radius: radius * ratio,
+      region: this.look.region,
+    });
+    this.drawMarks();
+  }
+
+  drawMarks() {
+    const geometry = this.geometry();
+    if (!geometry) return;
+    const { ratio, scale, offset, radius } = geometry;
     const context = this.marksCanvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.host.clientWidth, this.host.clientHeight);
@@ -168,7 +174,7 @@ export class Panel {
       const [x, y] = [0, 1].map((axis) => this.section.centres[2 * this.marked + axis] * scale + offset[axis]);
       halo(() => {
         context.beginPath();
-        context.arc(x, y, radius + 2, 0, 2 * Math.PI);
+        context.arc(x, y, Math.max(radius, 2) + 2, 0, 2 * Math.PI);
       });
     }
     if (this.path?.length > 1) {
@@ -231,7 +237,7 @@ export class Panel {
   mark(spot) {
     if (spot === this.marked) return;
     this.marked = spot;
-    this.draw();
+    this.drawMarks();
   }
 
   /** Whether dragging draws a region instead of moving the slide. */
@@ -254,12 +260,12 @@ export class Panel {
       this.drawing = false;
       this.on.lassoed(this, event.type === "pointerup" ? this.path : []);
     }
-    this.draw();
+    this.drawMarks();
   }
 
   setPath(path) {
     this.path = path;
-    this.draw();
+    this.drawMarks();
   }
 
   /** Go where another panel is, at once. */

@@ -114,7 +114,7 @@ export class Views {
     const ready = (panel) =>
       new Promise((resolve) => {
         const item = panel.viewer.world.getItemAt(0);
-        if (!panel.section.facts.slide || item.getFullyLoaded()) resolve();
+        if (!item || !panel.section.facts.slide || item.getFullyLoaded()) resolve();
         else item.addOnceHandler("fully-loaded-change", resolve);
       });
     return Promise.all(this.panels.map(ready));
