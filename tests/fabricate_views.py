@@ -99,3 +99,13 @@ def write_hostile(path: Path) -> Path:
     made.uns["hifusion"] |= {"section": HOSTILE_SECTION, "image": "/nowhere/slide.svs"}
     write_section(made, path)
     return path
+
+
+def write_positions(path: Path) -> Path:
+    """A section of positions alone, without genes, slide or picture."""
+    section = measured(None, name="bare")[:, :0].copy()
+    del section.layers["counts"]
+    section.uns["hifusion"]["normalisation"] = ""
+    section.uns["spatial"]["bare"]["images"] = {}
+    write_section(section, path)
+    return path

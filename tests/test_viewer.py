@@ -385,8 +385,10 @@ def test_a_copy_replaces_an_earlier_copy_and_nothing_else(pair, tmp_path):
     assert json.loads((tmp_path / "copy/data/0/section.json").read_text())["genes"] == ["KRT19"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").touch()
-    with refused("mine", "holds something else"):
-        view(pair, export=tmp_path / "mine")
+    (tmp_path / "copy/CNAME").touch()
+    for theirs in ("mine", "copy"):
+        with refused(theirs, "holds something else"):
+            view(pair, export=tmp_path / theirs)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
 
 

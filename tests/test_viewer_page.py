@@ -20,6 +20,7 @@ from fabricate_views import (
     predicted,
     write_hostile,
     write_pair,
+    write_positions,
 )
 from hifusion import metrics
 from hifusion.importing import import_sections
@@ -38,9 +39,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Measured and predicted of one section, and a section whose names are hostile."""
+    """Measured and predicted of one section, a section whose names are hostile, and one of positions alone."""
     root = tmp_path_factory.mktemp("views")
-    return [*write_pair(root, knows_errors=True), write_hostile(root / "hostile.h5ad")]
+    pair = write_pair(root, knows_errors=True)
+    return [*pair, write_hostile(root / "hostile.h5ad"), write_positions(root / "bare.h5ad")]
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +212,7 @@ def test_keys_do_what_the_list_says(visit, press, there):
 
 def test_hostile_names_are_text(browser, address):
     visit = Visit(browser, address)
-    assert visit.page.locator("#section option").all_text_contents() == [
-        f"{HOSTILE_SECTION} · 108 spots",
-        "A1 · 108 spots",
-    ]
+    assert visit.page.locator("#section option").first.text_content() == f"{HOSTILE_SECTION} · 108 spots"
     visit.page.fill("#gene", "<img")
     assert visit.page.locator("#gene-list li").all_text_contents() == [HOSTILE_GENE]
     visit.page.keyboard.press("Enter")
@@ -222,6 +221,18 @@ def test_hostile_names_are_text(browser, address):
     assert visit.page.locator("img, .view b").count() == 0
     name = visit.download("#png").name
     assert name == "x-img_src_x_onerror_alert_1_.png"
+    visit.close()
+    assert visit.complaints == [] and visit.foreign == []
+
+
+def test_positions_alone_are_shown_as_spots(browser, address):
+    visit = Visit(browser, address, "#section=2")
+    assert visit.page.locator(".view select option").all_text_contents() == ["Spots"]
+    assert visit.pixels()[0] > 100
+    assert visit.page.text_content("#slide-note") == "The section names no slide: spots alone."
+    visit.page.keyboard.press("[")
+    visit.until("document.querySelectorAll('.view').length === 2")
+    visit.page.wait_for_timeout(300)
     visit.close()
     assert visit.complaints == [] and visit.foreign == []
 

@@ -50,13 +50,12 @@ def serve(site: Site, port: int, say: Callable[[str], None]) -> None:
         raise InputError(f"--port {port}: cannot be used ({error}); leave it out for any free one") from error
     listening.listen()  # whoever is told the address may knock at once
     port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
-    say(f"http://{ADDRESS}:{port}/{token}/")
     app = make_app(site, token, port)
     # Whoever ends it does not wait for browsers that keep their connections.
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
     with listening, suppress(KeyboardInterrupt):  # Ctrl-C is the way to end it
-        server.run(sockets=[listening])
+        say(f"http://{ADDRESS}:{port}/{token}/")
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def make_app(site: Site, token: str, port: int) -> FastAPI:

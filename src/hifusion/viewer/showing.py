@@ -1,13 +1,12 @@
 """The verb `view`: sections shown by a local server, or copied with their page into a folder."""
 
-import shutil
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hifusion import files
 from hifusion.errors import InputError
-from hifusion.viewer.pages import Site
+from hifusion.viewer.pages import Site, assets
 
 Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 MOST_COPIED_PX = 2**15  # longest side of a slide in a copy: about 4,000 tiles, 200 MB
@@ -66,24 +65,19 @@ def view(
 
 def write_copy(site: Site, folder: Path, progress: Progress | None = None) -> Path:
     """Write every file of the page into a folder, whole or not at all; an earlier copy there is replaced."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "viewer.css").is_file()):
+    if folder.is_file() or (folder.is_dir() and not is_copy(folder)):
         raise InputError(f"{folder}: holds something else; give a new folder, or the one of an earlier copy")
-    part = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        count = site.count()
+    count = site.count()
+    with files.replacing_folder(folder) as part:
         for done, (address, content) in enumerate(site.files(), 1):
             path = part / address
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             if progress:
                 progress("files", done, count)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    except OSError as error:
-        files.raise_if_full(error, folder)
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether a folder holds a copy of the page and nothing of anybody else, or nothing at all."""
+    return {path.name for path in folder.iterdir()} <= {*assets(), "data"}

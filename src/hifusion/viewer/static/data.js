@@ -46,7 +46,7 @@ export class Section {
         if (there) views.push({ kind, model, title: `${titles[kind]} · ${label}` });
       });
     }
-    return views;
+    return views.length ? views : [{ kind: "none", model: null, title: "Spots" }];
   }
 
   /** The maps behind a view for a gene: one, or [predicted, measured] of a difference; null where there are none. */

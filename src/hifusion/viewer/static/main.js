@@ -63,7 +63,7 @@ function firstViews(options) {
   const predicted = options.findLast((view) => view.kind === "predicted");
   const measured = options.find((view) => view.kind === "measured");
   const first = [measured, predicted].filter(Boolean);
-  return first.length ? first : [{ kind: "none", model: null, title: "Spots" }];
+  return first.length ? first : options.slice(0, 1);
 }
 
 async function show() {
@@ -84,7 +84,7 @@ async function show() {
   }
   if (wish !== showing) return;
   state.groups = groups;
-  views.all.forEach((is, n) => {
+  views.all.slice(0, columns.length).forEach((is, n) => {
     const group = [...groups.values()].find((one) => one.views.includes(n));
     const values = columns[n] ?? new Float32Array(section.facts.spots).fill(NaN);
     is.values = columns[n];
