@@ -65,6 +65,7 @@ def test_the_first_view_is_measured_beside_predicted_over_the_slide(visit):
     chosen = visit.page.locator(".view select").evaluate_all("all => all.map((one) => one.selectedOptions[0].text)")
     assert chosen == ["Measured", "Predicted · run-1"]
     assert all(visit.pixels(n)[1] > 20 for n in (0, 1))
+    assert visit.pixels(0)[0] == pytest.approx(visit.pixels(1)[0], rel=0.02)
     assert visit.page.locator(".scale h3").all_text_contents() == ["log_share"]
     assert any("/tiles/" in url for url in visit.asked)
 
@@ -109,7 +110,8 @@ def test_compare_shows_every_kind_of_view(visit):
     visit.page.wait_for_timeout(300)
     scales = visit.page.locator(".scale h3").all_text_contents()
     assert scales == ["log_share", "difference, log_share", "± log_share", "novelty"]
-    assert all(visit.pixels(n)[0] > 100 for n in range(5))
+    first = visit.pixels()[0]
+    assert first > 100 and all(visit.pixels(n)[0] == pytest.approx(first, rel=0.02) for n in range(1, 5))
     # Novelty runs evenly from 0.2 to 1.4 over 108 spots: 36 of them lie above 1.
     assert visit.page.locator(".score").nth(4).text_content() == "33.3 % of spots above 1"
     visit.page.click("[aria-label='Remove view 5']")

@@ -21,28 +21,28 @@ export class Views {
 
   /** Show these views of a section, in frames that are kept where there are enough. */
   async open(section, views) {
-    const fresh = section !== this.section;
-    const seen = fresh ? null : this.panels[0]?.viewer.viewport.getBounds(true);
+    const seen = section === this.section ? this.panels[0].viewer.viewport.getBounds(true) : null;
     this.section = section;
-    while (this.all.length > views.length) this.remove(this.all.at(-1));
-    const options = section.views;
-    const opening = views.map((view, n) => {
-      const is = this.all[n] ?? this.add();
-      is.view = view;
-      fill(is.select, options.map((one, place) => [String(place), one.title]));
-      is.select.value = String(options.indexOf(view));
-      is.name.textContent = `View ${n + 1}: `;
-      is.root.setAttribute("aria-label", `View ${n + 1}: ${view.title}`);
-      is.remove.setAttribute("aria-label", `Remove view ${n + 1}`);
-      is.remove.hidden = views.length < 2;
-      return fresh || !is.panel.section ? is.panel.open(section) : null;
-    });
     this.host.dataset.count = String(views.length);
-    await Promise.all(opening);
-    if (!seen) return;
+    while (this.all.length > views.length) this.remove(this.all.at(-1));
+    while (this.all.length < views.length) this.add();
+    const options = section.views;
+    await Promise.all(
+      views.map((view, n) => {
+        const is = this.all[n];
+        is.view = view;
+        fill(is.select, options.map((one, place) => [String(place), one.title]), String(options.indexOf(view)));
+        is.name.textContent = `View ${n + 1}: `;
+        is.root.setAttribute("aria-label", `View ${n + 1}: ${view.title}`);
+        is.remove.setAttribute("aria-label", `Remove view ${n + 1}`);
+        is.remove.hidden = views.length < 2;
+        return is.panel.section === section ? null : is.panel.open(section);
+      }),
+    );
     await laidOut(); // frames have another size now, and OpenSeadragon has seen it
     const [first] = this.panels;
-    first.viewer.viewport.fitBounds(holds(seen, first.home()) ? first.home() : seen, true); // what was whole stays whole
+    const home = first.home();
+    first.viewer.viewport.fitBounds(seen && !holds(seen, home) ? seen : home, true); // what was whole stays whole
     this.leader = first;
     this.follow(first);
   }
@@ -69,7 +69,6 @@ export class Views {
     select.addEventListener("change", () => this.on.chosen(this.all.indexOf(is), Number(select.value)));
     remove.addEventListener("click", () => this.on.removed(this.all.indexOf(is)));
     this.all.push(is);
-    return is;
   }
 
   remove(is) {
