@@ -109,7 +109,6 @@ class Content:
             "name": self.name,
             "patient": str(self.spots.uns["hifusion"]["patient"]),
             "spots": self.spots.n_obs,
-            "models": len(self.models),
         }
 
     def facts(self) -> dict[str, Any]:

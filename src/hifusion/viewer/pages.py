@@ -6,8 +6,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hifusion import __version__
-from hifusion.errors import InputError
 from hifusion.viewer.content import QUPATH_KINDS, contents_of
 from hifusion.viewer.deepzoom import TilePyramid, pyramid_of
 from hifusion.viewer.gathering import gather
@@ -52,7 +50,7 @@ class Site:
 
     def sections(self) -> bytes:
         """``data/sections.json``."""
-        return _json({"version": __version__, "sections": [content.summary() for content in self.contents]})
+        return _json({"sections": [content.summary() for content in self.contents]})
 
     def section(self, number: int) -> bytes:
         """``data/i/section.json``."""
@@ -113,8 +111,7 @@ class Site:
             columns, rows = pyramid.grid(level)
             for column, row in ((x, y) for y in range(rows) for x in range(columns)):
                 tile = self.tile(number, level, column, row)
-                if tile is None:
-                    raise InputError(f"tile {level}/{column}_{row} of section {number} is not there")
+                assert tile is not None, "the grid says that it is there"
                 yield f"data/{number}/tiles/{level}/{column}_{row}.jpeg", tile
         pyramid.close()
 

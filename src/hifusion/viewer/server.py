@@ -67,7 +67,7 @@ def make_app(site: Site, token: str, port: int) -> FastAPI:
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         if request.headers.get("host") not in hosts:  # another site's name that was made to lead here
             return Response("this page is for this machine alone\n", 403, _HEADERS, "text/plain")
-        given = request.url.path.split("/")[1]
+        given = request.scope["path"].removeprefix("/").partition("/")[0]
         if not hmac.compare_digest(given.encode(), token.encode()):
             return Response("wrong token; open the address that `hifusion view` printed\n", 403, _HEADERS, "text/plain")
         response = await answer(request)

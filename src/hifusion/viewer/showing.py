@@ -13,7 +13,7 @@ MOST_COPIED_PX = 2**15  # longest side of a slide in a copy: about 4,000 tiles, 
 
 
 def view(
-    sources: Sequence[Path],
+    sources: Path | Sequence[Path],
     *,
     export: Path | None = None,
     genes: Sequence[str] | None = None,
@@ -43,6 +43,7 @@ def view(
     InputError
         Nothing to show, a gene that is nowhere, a port or folder that cannot be used, or the extra is not installed.
     """
+    sources = [Path(sources)] if isinstance(sources, str | Path) else sources
     if export is not None:
         return write_copy(Site(sources, genes, MOST_COPIED_PX), Path(export), progress)
     try:

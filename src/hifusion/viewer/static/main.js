@@ -11,7 +11,8 @@ import { Scale } from "./scale.js";
 import { MOST_VIEWS, Views, fail } from "./views.js";
 
 const FIRST_GENES = ["ERBB2", "KRT19", "CD74", "TMSB10"]; // the paper's markers
-const state = { section: null, sections: [], gene: null, views: [], limits: new Map(), palette: SEQUENTIAL[0], region: null, ranking: null };
+const TRUST = ["red", "amber", "green"]; // the worst first
+const state = { section: null, sections: [], gene: null, views: [], limits: new Map(), palette: SEQUENTIAL[0], region: null, path: null, ranking: null };
 const scales = new Map(); // key of a scale -> its card
 let showing = 0; // the newest wish: what was asked for earlier is dropped when it arrives
 let changing = Promise.resolve();
@@ -32,7 +33,7 @@ const openSection = inTurn(async (number, name = state.section?.facts.genes[stat
   const wanted = [name, ...FIRST_GENES].map((one) => genes.indexOf(one)).find((n) => n >= 0);
   const options = section.views;
   const same = state.views.map((view) => options.find((one) => one.title === view.title)).filter(Boolean);
-  Object.assign(state, { section, gene: wanted ?? best(section), views: same.length ? same : firstViews(options), region: null, ranking: null });
+  Object.assign(state, { section, gene: wanted ?? best(section), views: same.length ? same : firstViews(options), region: null, path: null, ranking: null });
   state.limits.clear();
   search.genes = genes;
   byId("section").value = String(number);
@@ -89,6 +90,7 @@ async function show() {
     const values = columns[n] ?? new Float32Array(section.facts.spots).fill(NaN);
     is.values = columns[n];
     is.score.textContent = columns[n] ? scoreText(state.views[n], gene, columns[n]) : state.views[n].kind === "none" ? "" : "not in this view";
+    is.panel.setPath(state.path);
     is.panel.set({ places: placesOf(values, group?.limits ?? [0, 1]), pixels: pixelsOf(group?.palette ?? state.palette), region: state.region, ...looks() });
   });
   showScales(groups);
@@ -189,7 +191,7 @@ function showGenes() {
   const skill = facts.skill[Number(byId("skill-model").value)];
   const columns = [{ title: "Gene", of: (gene) => facts.genes[gene], down: false }];
   if (skill?.pcc_per_gene) columns.push({ title: "pcc_per_gene", of: (gene) => skill.pcc_per_gene[gene] });
-  if (skill?.trust) columns.push({ title: "Trust", of: (gene) => skill.trust[gene], text: trustChip, down: false });
+  if (skill?.trust) columns.push({ title: "Trust", of: (gene) => TRUST.indexOf(skill.trust[gene]), text: trustChip });
   if (skill?.of_ceiling) columns.push({ title: "Of ceiling", of: (gene) => skill.of_ceiling[gene] });
   const expected = "what the model's run expects, from sections where it could be checked";
   const notes = [
@@ -201,8 +203,9 @@ function showGenes() {
   byId("more").hidden = !table.left;
 }
 
-function trustChip(word) {
-  if (!word) return "–";
+function trustChip(place) {
+  if (place < 0) return "–";
+  const word = TRUST[place];
   const dot = element("span", { className: "dot", "aria-hidden": "true" });
   dot.dataset.trust = word;
   return element("span", { className: "trust" }, dot, word);
@@ -288,7 +291,7 @@ async function saveSpots() {
   const { names, columns } = await section.spotsRead;
   const { facts, centres } = section;
   const shown = views.all.filter((is) => is.values);
-  const head = ["spot", "x_px", "y_px", ...Object.keys(columns), ...shown.map((is, n) => `${facts.genes[gene] ?? ""} ${state.views[n].title}`)];
+  const head = ["spot", "x_px", "y_px", ...Object.keys(columns), ...shown.map((is) => `${facts.genes[gene] ?? ""} ${is.view.title}`)];
   const lines = names.flatMap((name, n) => (region[n] ? [[name, centres[2 * n], centres[2 * n + 1], ...Object.values(columns).map((values) => values[n]), ...shown.map((is) => is.values[n])]] : []));
   save(`${fileName(facts.name, "region", "spots")}.csv`, "text/csv", csv([head, ...lines]));
 }
@@ -382,7 +385,7 @@ async function start() {
   bind();
   const { sections } = await readSections();
   state.sections = sections;
-  fill(byId("section"), sections.map((section, n) => [String(n), `${section.name} · ${section.spots.toLocaleString("en")} spots`]));
+  fill(byId("section"), sections.map((section, n) => [String(n), `${section.name} · patient ${section.patient} · ${section.spots.toLocaleString("en")} spots`]));
   const asked = new URLSearchParams(location.hash.slice(1)); // as the page itself writes it, so that an address can be kept
   await openSection(Number(asked.get("section")) in sections ? Number(asked.get("section")) : 0, asked.get("gene"));
   await views.settled();

@@ -11,7 +11,7 @@ export class Views {
   /** on: {chosen, removed, lassoed}: another view was chosen, one was removed, a region was drawn. */
   constructor(host, on) {
     Object.assign(this, { host, on, all: [], lasso: false });
-    this.details = element("div", { className: "details", hidden: true, role: "status" });
+    this.details = element("div", { className: "details", hidden: true });
     document.body.append(this.details);
   }
 
