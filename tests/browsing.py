@@ -108,6 +108,27 @@ class Visit:
         count, colours = self.page.evaluate(script, view)
         return count, colours
 
+    def on_discs(self) -> tuple[float, float]:
+        """How much of what is black on the slide is under a spot of the first view, and the other way round."""
+        script = """() => {
+            const [slide, spots] = ['.openseadragon-canvas canvas:not(.overlay)', 'canvas.spots'].map((selector) => {
+                const { width, height } = document.querySelector('canvas.spots');
+                const copy = Object.assign(document.createElement('canvas'), { width, height });
+                const context = copy.getContext('2d', { willReadFrequently: true });
+                context.drawImage(document.querySelector(selector), 0, 0, width, height);
+                return context.getImageData(0, 0, width, height).data;
+            });
+            let [black, covered, both] = [0, 0, 0];
+            for (let at = 0; at < slide.length; at += 4) {
+                const is = slide[at + 3] > 0 && slide[at] < 90;
+                const has = spots[at + 3] > 127;
+                black += is; covered += has; both += is && has;
+            }
+            return [both / black, both / covered];
+        }"""
+        black_under_spot, spot_on_black = self.page.evaluate(script)
+        return black_under_spot, spot_on_black
+
     def drag(self, *places: tuple[float, float], view: int = 0) -> None:
         """Press, move and release in a view; places are parts of its width and height."""
         box = self.page.locator(".stage").nth(view).bounding_box()

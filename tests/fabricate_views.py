@@ -35,11 +35,13 @@ def counts() -> np.ndarray:
     return np.random.default_rng(0).poisson(rates)
 
 
-def write_slide(path: Path) -> Path:
-    """A picture of waves, another colour in each corner."""
+def write_slide(path: Path, discs: bool = True) -> Path:
+    """A picture of pale waves, with a black disc where each spot was measured unless told otherwise."""
     y, x = np.mgrid[: SIZE_PX[1], : SIZE_PX[0]]
     waves = np.stack([np.sin(x / 40) + np.cos(y / 31), np.sin(x / 23), np.cos(y / 17)], axis=-1)
-    Image.fromarray((190 + 30 * waves).astype(np.uint8)).save(path)
+    from_centre = np.hypot(x % PITCH_PX - PITCH_PX / 2, y % PITCH_PX - PITCH_PX / 2)
+    pixels = np.where(discs & (from_centre[..., None] < 50 / MPP), 0, 190 + 30 * waves)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
     return path
 
 
