@@ -222,6 +222,12 @@ def test_keys_do_what_the_list_says(visit):
     visit.until(
         "document.querySelector('#genes tr.chosen') !== null && document.querySelector('#gene').value !== 'ERBB2'"
     )
+    visit.page.keyboard.press("n")
+    visit.page.keyboard.press("n")
+    assert visit.page.text_content(".details strong") == "1x0"
+    visit.page.keyboard.press("p")
+    visit.page.keyboard.press("p")
+    assert visit.page.text_content(".details strong") == "11x8"
     visit.page.keyboard.press("?")
     visit.page.wait_for_selector("dialog[open]")
 

@@ -2,12 +2,12 @@
 
 import { DIVERGING, SEQUENTIAL, pixelsOf, placesOf } from "./colours.js";
 import { Section, percentiles, readSections, short } from "./data.js";
-import { byId, csv, element, fileName, fill, save } from "./elements.js";
+import { byId, element, fill } from "./elements.js";
 import { GeneSearch, GeneTable } from "./genes.js";
 import { bindKeys } from "./keys.js";
-import { picture } from "./picture.js";
 import { rank, spotsInBox, spotsInside } from "./region.js";
 import { Scale } from "./scale.js";
+import { saveForQuPath, savePicture, saveRanking, saveSpots } from "./takeaway.js";
 import { MOST_VIEWS, Views, fail } from "./views.js";
 
 const FIRST_GENES = ["ERBB2", "KRT19", "CD74", "TMSB10"]; // the paper's markers
@@ -277,44 +277,7 @@ function takeLabel(name) {
   takeRegion(Uint8Array.from(state.section.spots.columns.label, (one) => Number(one === name)), []).catch(fail);
 }
 
-function saveRanking() {
-  const { facts } = state.section;
-  const { rows, view, map, taken } = state.ranking;
-  const sorted = [...rows.values()].sort((a, b) => (Number.isNaN(a.effect) ? 1 : Number.isNaN(b.effect) ? -1 : b.effect - a.effect));
-  const lines = sorted.map((row) => [facts.genes[row.gene], row.region, row.rest, row.difference, row.effect, taken, facts.spots - taken, view.title, map.unit]);
-  const head = ["gene", "mean_region", "mean_rest", "difference", "effect_sd", "spots_region", "spots_rest", "values", "unit"];
-  save(`${fileName(facts.name, "region", "genes")}.csv`, "text/csv", csv([head, ...lines]));
-}
-
-async function saveSpots() {
-  const { section, gene, region } = state;
-  const { names, columns } = await section.spotsRead;
-  const { facts, centres } = section;
-  const shown = views.all.filter((is) => is.values);
-  const head = ["spot", "x_px", "y_px", ...Object.keys(columns), ...shown.map((is) => `${facts.genes[gene] ?? ""} ${is.view.title}`)];
-  const lines = names.flatMap((name, n) => (region[n] ? [[name, centres[2 * n], centres[2 * n + 1], ...Object.values(columns).map((values) => values[n]), ...shown.map((is) => is.values[n])]] : []));
-  save(`${fileName(facts.name, "region", "spots")}.csv`, "text/csv", csv([head, ...lines]));
-}
-
 // ---- the rest of the page
-
-async function savePicture() {
-  const { facts } = state.section;
-  const gene = facts.genes[state.gene] ?? "";
-  const group = (n) => [...state.groups.values()].find((one) => one.views.includes(n)) ?? null;
-  const panels = views.all.map((is, n) => ({ panel: is.panel, title: state.views[n].title, score: is.score.textContent, scale: group(n) }));
-  save(`${fileName(facts.name, gene)}.png`, "image/png", await picture(panels, `${facts.name}, ${gene}`));
-}
-
-async function saveForQuPath() {
-  const { section } = state;
-  const { facts } = section;
-  const file = (map) => ["measured", "predicted"].includes(map.kind);
-  const wanted = state.views.flatMap((view) => section.mapsOf(view, state.gene) ?? []).find(file) ?? facts.maps.find(file);
-  const answer = await fetch(`${section.folder}/${facts.maps.indexOf(wanted)}.geojson?gene=${state.gene}`);
-  if (!answer.ok) throw new Error(await answer.text());
-  save(`${fileName(facts.name, wanted.kind === "measured" ? "measured" : facts.models[wanted.model])}.geojson`, "application/geo+json", await answer.blob());
-}
 
 function setTheme(dark) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
@@ -339,14 +302,14 @@ function bind() {
   const click = (id, does) => byId(id).addEventListener("click", () => Promise.resolve(does()).catch(fail));
   click("compare", compare);
   click("add", addView);
-  click("png", savePicture);
-  click("geojson", saveForQuPath);
+  click("png", () => savePicture(state, views));
+  click("geojson", () => saveForQuPath(state));
   click("theme", toggleTheme);
   click("lasso", () => toggleLasso());
   click("in-view", takeInView);
   click("clear", clearRegion);
-  click("ranking-csv", saveRanking);
-  click("spots-csv", saveSpots);
+  click("ranking-csv", () => saveRanking(state));
+  click("spots-csv", () => saveSpots(state, views));
   click("more", () => {
     table.more();
     byId("more").hidden = !table.left;
@@ -367,12 +330,14 @@ function bind() {
       ["k", "Gene before it", () => step(-1)],
       ["c", "Compare: every kind of view side by side", compare],
       ["a", "Add a view", addView],
+      ["n", "What is known of the next spot", () => views.step(1)],
+      ["p", "What is known of the spot before it", () => views.step(-1)],
       ["l", "Lasso on or off", () => toggleLasso()],
       ["v", "Take the spots in view as region", takeInView],
       ["Escape", "Forget the region", () => (views.lasso ? toggleLasso(false) : clearRegion())],
       ["]", "Next section", () => nextSection(1)],
       ["[", "Section before it", () => nextSection(-1)],
-      ["e", "Save as PNG", () => savePicture().catch(fail)],
+      ["e", "Save as PNG", () => savePicture(state, views).catch(fail)],
       ["t", "Light or dark", toggleTheme],
     ],
     ["Arrows", "Move the slide, once it was clicked or reached with Tab; + and − zoom, 0 shows all spots"],

@@ -234,6 +234,18 @@ export class Panel {
     this.on.hovered(this, nearest, { x, y });
   }
 
+  /** Where a spot lies on the screen, after it was brought into view. */
+  reveal(spot) {
+    const [px, py] = [0, 1].map((axis) => this.section.centres[2 * spot + axis]);
+    const [left, top, right, bottom] = this.inView();
+    if (px < left || px > right || py < top || py > bottom) {
+      const by = this.perPx / this.source.width;
+      this.viewer.viewport.panTo(new OpenSeadragon.Point(px * by, py * by), true);
+    }
+    const { scale, offset } = this.where();
+    return { x: px * scale + offset[0], y: py * scale + offset[1] };
+  }
+
   mark(spot) {
     if (spot === this.marked) return;
     this.marked = spot;

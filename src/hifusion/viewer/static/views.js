@@ -11,7 +11,7 @@ export class Views {
   /** on: {chosen, removed, lassoed}: another view was chosen, one was removed, a region was drawn. */
   constructor(host, on) {
     Object.assign(this, { host, on, all: [], lasso: false });
-    this.details = element("div", { className: "details", hidden: true });
+    this.details = element("div", { className: "details", hidden: true, role: "status" });
     document.body.append(this.details);
   }
 
@@ -106,6 +106,15 @@ export class Views {
     const [x, y] = [box.left + at.x + 16, box.top + at.y + 16];
     this.details.style.left = `${x + width > innerWidth ? Math.max(4, x - width - 32) : x}px`;
     this.details.style.top = `${y + height > innerHeight ? Math.max(4, y - height - 32) : y}px`;
+  }
+
+  /** Tell of the spot so many after the one that is marked: what a pointer does, by keys. */
+  step(by) {
+    const [first] = this.panels;
+    const { spots } = this.section.facts;
+    const spot = (Math.max(first.marked, by < 0 ? 0 : -1) + by + spots) % spots;
+    this.leader = first;
+    this.hover(first, spot, first.reveal(spot));
   }
 
   /** Resolves when slide and spots of every view are drawn as sharp as they get here. */
