@@ -30,7 +30,7 @@ from fabricate_views import (
     write_pair,
     write_slide,
 )
-from hifusion import metrics
+from hifusion import cli, files, metrics
 from hifusion.section import read_section, write_section
 from hifusion.slide import Slide
 from hifusion.viewer.content import BLOCK_VALUES, Content
@@ -39,8 +39,6 @@ from hifusion.viewer.gathering import Gathered, gather
 from hifusion.viewer.pages import Site
 from hifusion.viewer.server import make_app
 from hifusion.viewer.showing import view
-from test_cli import run
-from test_plots import measured_values, write_evaluation
 
 N, TOKEN, PORT = ACROSS * DOWN, "a-token-of-this-test", 8123
 HOST = f"http://127.0.0.1:{PORT}"
@@ -81,9 +79,12 @@ def test_a_section_with_other_spots_is_another_one(pair, tmp_path):
 
 
 def test_models_of_an_evaluation_stand_in_its_order_without_those_that_see_the_answer(tmp_path):
-    models = dict.fromkeys(("hifusion-seed0", "hifusion-seed1", "own_mean", "ridge"), measured_values(1))
-    folder = write_evaluation(tmp_path, models, ("A2", "A10"))
-    found = gather([folder])
+    for name in ("A2", "A10"):
+        section = measured(None, name)
+        for label in ("hifusion-seed0", "hifusion-seed1", "own_mean", "ridge"):
+            write_section(predicted(section, label), tmp_path / "predictions" / label / f"{name}.h5ad")
+    files.write_json(tmp_path / "metrics.json", {"models": {"own_mean": {"oracle": True}}})
+    found = gather([tmp_path])
     assert [its.name for its in found] == ["A2", "A10"]
     assert list(found[0].predictions) == ["ridge", "hifusion-seed0"]
 
@@ -119,7 +120,10 @@ def test_the_same_model_twice_is_refused(pair):
 
 
 def test_a_wrong_path_ends_the_command_with_code_2(tmp_path, monkeypatch, capsys):
-    assert run("view", tmp_path / "nowhere", monkeypatch=monkeypatch) == 2
+    monkeypatch.setattr(sys, "argv", ["hifusion", "view", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
     assert "no such file or folder" in capsys.readouterr().err
 
 
