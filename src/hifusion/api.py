@@ -29,6 +29,7 @@ from hifusion import (
     slide_prediction,
     synth,
     training,
+    viewer,
 )
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort
@@ -41,6 +42,7 @@ Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 
 plot = plots.plot_genes
 draw = figures.draw
+view = viewer.view
 label_report = labels.label_report
 export = exporting.export
 info = describe.info

@@ -95,3 +95,34 @@ def labels(
         table = api.label_report(folder, report)
     typer.echo(table.round(3).to_string(index=False))
     typer.echo(f"\n{folder}/labels.csv")
+
+
+@app.command()
+def view(
+    out: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Sections (.h5ad), measured or predicted; folders of a predicted slide, an archive, an evaluation, a "
+            "benchmark or a store. What is of the same section comes together."
+        ),
+    ],
+    export: Annotated[
+        Path | None, typer.Option(help="Write the page into this folder instead, for any web server.")
+    ] = None,
+    genes: Annotated[str | None, typer.Option(help="Only these, separated by commas. Default: all.")] = None,
+    port: Annotated[int, typer.Option(help="On 127.0.0.1. Default: any free one.", min=0, max=65535)] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Look at sections in the browser: the slide at every zoom, genes over it, measured beside predicted.
+
+    Example: `hifusion view evaluation --open`
+    """
+    from hifusion import viewer  # not by api, which imports torch: the page is there three seconds sooner
+
+    chosen = listed(genes)
+    if export is None:
+        viewer.view(out, genes=chosen, port=port, open_browser=open_browser, say=typer.echo)
+        return
+    with progress_bar() as report:
+        folder = viewer.view(out, export=export, genes=chosen, progress=report)
+    typer.echo(str(folder))

@@ -144,6 +144,7 @@ EXTRAS = {
     "labels": "sklearn",
     "download": "pooch",
     "cluster": "dask_jobqueue",
+    "viewer": "fastapi",
 }
 
 

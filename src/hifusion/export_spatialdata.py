@@ -1,9 +1,6 @@
 """A section as a SpatialData zarr: the picture, the spots as circles, the expression as a table on them."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +72,8 @@ def write_spatialdata(section: AnnData, out: Path) -> None:
     )
     # One file per chunk: anndata is about to change its default, and warns until it is told (from 0.12.12 on).
     one_file_per_chunk = {"auto_shard_zarr_v3": False} if hasattr(anndata.settings, "auto_shard_zarr_v3") else {}
-    with _replacing_folder(out) as part, anndata.settings.override(**one_file_per_chunk):
+    _refuse_what_is_not_ours(out)
+    with files.replacing_folder(out) as part, anndata.settings.override(**one_file_per_chunk):
         data.write(part)
 
 
@@ -94,26 +92,9 @@ def _picture(section: AnnData) -> tuple[np.ndarray | None, float]:
     return picture[..., :3], float(entry["scalefactors"]["tissue_hires_scalef"])
 
 
-@contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside ``path`` that takes its place when the block ends well; only our own is ever replaced."""
+def _refuse_what_is_not_ours(path: Path) -> None:
     if path.exists() and not _is_ours(path):
         raise InputError(f"{path}: exists and was not written by hifusion; move it away or choose another name")
-    part, old = (path.with_name(f".{path.name}.{what}") for what in ("part", "old"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for rest in (part, old):  # of a run that was killed
-            shutil.rmtree(rest, ignore_errors=True)
-        yield part
-        if path.exists():
-            path.rename(old)
-        part.rename(path)
-    except OSError as error:
-        files.raise_if_full(error, path)
-        raise
-    finally:
-        for rest in (part, old):
-            shutil.rmtree(rest, ignore_errors=True)
 
 
 def _is_ours(path: Path) -> bool:

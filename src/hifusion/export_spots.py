@@ -66,10 +66,11 @@ def write_geojson(section: AnnData, out: Path) -> None:
     A tile is the square of one pitch around a spot, in full-resolution pixels of the slide. What is not a finite number
     is left out, as JSON has no word for it. Numbers of ``obs``, such as ``novelty``, are measurements too.
     """
-    files.write_bytes(out, "".join(_features(section)).encode())
+    files.write_bytes(out, "".join(geojson(section)).encode())
 
 
-def _features(section: AnnData) -> Iterator[str]:
+def geojson(section: AnnData) -> Iterator[str]:
+    """The text of :func:`write_geojson`, piece by piece."""
     facts = section.uns["hifusion"]
     half = facts["pitch_um"] / facts["mpp"] / 2
     corners = half * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)])

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``, for a folder that takes its place when the block ends well.
+
+    Whether what stands at ``path`` may be replaced, the caller has asked before.
+
+    Raises
+    ------
+    InputError
+        The disk is full, or nothing may be written there. ``path`` is then what it was before.
+    """
+    part, old = (path.with_name(f".{path.name}.{what}") for what in ("part", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for rest in (part, old):  # of a run that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        yield part
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+    except OSError as error:
+        raise_if_full(error, path)
+        raise
+    finally:
+        for rest in (part, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 @contextmanager
