@@ -1,7 +1,5 @@
 """The leaderboard as one page, HTML or Markdown: cautions, table, pairs, genes won, and what every column means."""
 
-import base64
-import hashlib
 from html import escape
 from typing import Any, NamedTuple
 
@@ -9,6 +7,7 @@ import pandas as pd
 
 from hifusion.comparison import DIFFER, FEWEST_UNITS, NOT_TOLD_APART
 from hifusion.leaderboard import COLUMNS, COST_COLUMNS
+from hifusion.page_style import document
 from hifusion.reporting import cautions
 
 # What stands before the difference of a pair, so that colour is not needed to read it.
@@ -16,35 +15,18 @@ _BETTER, _WORSE, _SAME, _UNKNOWN = "▲", "▼", "≈", "?"
 _CLASSES = {_BETTER: "better", _WORSE: "worse"}
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --page: #fff; --line: #d5dae1; --dim: #5a6675; --stripe: #f5f7f9;
-  --better: #d8efdd; --worse: #f9dfdc; --warn: #fff4d6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --page: #14181e; --line: #38414d; --dim: #9aa6b4;
-  --stripe: #1b2129; --better: #1d4129; --worse: #512825; --warn: #40360f; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1600px; margin: 0 auto; padding: 1rem 1.25rem 3rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { max-width: 75ch; margin: .5rem 0; }
-.warn { background: var(--warn); padding: .4rem .7rem; border-radius: 4px; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-width: max-content; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { vertical-align: bottom; }
 td { white-space: nowrap; }
-tbody tr:last-child > * { border-bottom: 0; }
 tbody th { position: sticky; left: 0; background: var(--page); font-weight: 600;
   min-width: 7.5rem; max-width: 14rem; overflow-wrap: break-word; }
-.text { text-align: left; white-space: normal; max-width: 60ch; }
+.text { white-space: normal; max-width: 60ch; }
 .muted > * { color: var(--dim); background: var(--stripe); font-style: italic; }
-.better { background: var(--better); }
-.worse { background: var(--worse); }
-@media print { :root { color-scheme: light; --ink: #000; --page: #fff; --line: #999; --dim: #444; --stripe: #f3f3f3;
-    --better: #d8efdd; --worse: #f9dfdc; --warn: #fff4d6; }
+.better { background: var(--good); }
+.worse { background: var(--bad); }
+@media print {
   @page { size: A4 landscape; margin: 10mm; }
   body { font-size: 9pt; } main { padding: 0; } table { font-size: 6.5pt; } th, td { padding: 1pt 3pt; }
   tbody th { min-width: 0; }
-  td { white-space: normal; } .scroll { overflow: visible; border: 0; } tr { break-inside: avoid; }
-  h2 { break-after: avoid; } .better, .worse, .warn { print-color-adjust: exact; } }
+  td { white-space: normal; } .better, .worse, .warn { print-color-adjust: exact; } }
 """
 
 
@@ -83,8 +65,6 @@ def to_html(
     pairs, wins, gap
         From :func:`hifusion.comparison.paired_differences`, ``gene_wins`` and, where there is one, ``selection_gap``.
     """
-    allowed = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
     body = []
     for level, part in enumerate(_parts(result, board, pairs, wins, gap)):
         heading = "h2" if level else "h1"
@@ -92,17 +72,7 @@ def to_html(
         body += [f'<p class="warn">{escape(text)}</p>' for text in part.warnings]
         body += [f"<p>{escape(text)}</p>" for text in part.paragraphs]
         body.append(_html_table(part.table, part.title))
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Leaderboard: {escape(result['protocol']['name'])}</title>",
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
-            *body,
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
+    return document(f"Leaderboard: {result['protocol']['name']}", "\n".join(body), style=_STYLE)
 
 
 def to_markdown(
