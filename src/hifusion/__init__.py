@@ -3,7 +3,7 @@
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
 instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
 `benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `register`,
-`label_report`, `view`, `reproduce`, `info`, `doctor`.
+`label_report`, `report`, `view`, `reproduce`, `info`, `doctor`.
 """
 
 from importlib import import_module
@@ -26,6 +26,7 @@ _VERBS = (
         "predict_archive",
         "prepare",
         "register",
+        "report",
         "synthesise",
         "train",
         "view",

@@ -25,6 +25,7 @@ from hifusion import (
     recipes,
     registration,
     registration_picture,
+    report_page,
     reproduction,
     slide_prediction,
     synth,
@@ -44,6 +45,7 @@ plot = plots.plot_genes
 draw = figures.draw
 view = viewer.view
 label_report = labels.label_report
+report = report_page.report
 export = exporting.export
 info = describe.info
 doctor = describe.doctor

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from hifusion import files
-from hifusion.page_style import document
+from hifusion.pages import document
 from hifusion.slide_jobs import DONE, FAILED, LEFT, PICTURES, SlideJob, thumbnail
 
 

@@ -64,6 +64,25 @@ def plot(
 
 
 @app.command()
+def report(
+    source: Annotated[Path, typer.Argument(help="Folder of `hifusion evaluate`, `benchmark` or `train`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Page: .html.")],
+    model: Annotated[str | None, typer.Option(help="Which it speaks of. Default: the best network.")] = None,
+    genes: Annotated[
+        str | None, typer.Option(help="Whose maps it shows, six at most. Default: the markers in the panel.")
+    ] = None,
+    section: Annotated[str | None, typer.Option(help="Whose maps it shows. Default: the one in the middle.")] = None,
+) -> None:
+    """Write what an evaluation, a benchmark or a run says as one page for a biologist: no network, ready to print.
+
+    Example: `hifusion report evaluation -o report.html`
+    """
+    from hifusion import api
+
+    typer.echo(str(api.report(source, out, model=model, genes=listed(genes), section=section)))
+
+
+@app.command()
 def register(
     data: Annotated[Path, typer.Argument(help="Patch store.")],
     moving: Annotated[str, typer.Argument(help="Section to lay over the other.")],

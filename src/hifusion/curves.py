@@ -1,4 +1,4 @@
-"""Learning curves and per-gene skill, drawn from the tables that runs and evaluations leave."""
+"""Learning curves, per-gene skill and the parts of the error, drawn from the tables that runs and evaluations leave."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hifusion import files
-from hifusion.errors import InputError, plain, refuse_unknown
-from hifusion.evaluated import oracles, rank
+from hifusion.errors import plain, refuse_unknown
+from hifusion.evaluated import oracles, rank, read_table
 from hifusion.plots import check_out, save
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -27,7 +27,7 @@ def plot_learning(run: Path, out: Path, *, dpi: int = 150) -> Path:
         No run folder, or one without a finished epoch.
     """
     check_out(out, dpi)
-    log = _read_table(Path(run) / "log.csv", ("epoch", "validation_mse"), "train first, with `hifusion train`")
+    log = read_table(Path(run) / "log.csv", ("epoch", "validation_mse"), "train first, with `hifusion train`")
     facts = files.read_json(Path(run) / "run.json")
     terms = [name for name in log.columns if name not in NO_TERMS]
     best = facts.get("best_epoch", log["epoch"][log["validation_mse"].argmin()])
@@ -86,6 +86,37 @@ def plot_gene_skill(evaluation: Path, out: Path, *, dpi: int = 150) -> Path:
     return save(figure, out, dpi)
 
 
+def plot_error_split(evaluation: Path, out: Path, *, models: Sequence[str] | None = None, dpi: int = 150) -> Path:
+    """Draw the MSE of every model as the sum of its offset and its pattern error, the floor first.
+
+    Offset: the section's mean is wrong, which a known mean would mend. Pattern: high and low are in the wrong places.
+    Oracles are left out where no ``models`` are named, as in :func:`gene_means`.
+
+    Raises
+    ------
+    InputError
+        No ``metrics.json`` in the folder, or a model that is not in it.
+    """
+    check_out(out, dpi)
+    parts = ("mse_offset", "mse_pattern")
+    result = files.read_json(Path(evaluation) / "metrics.json")["models"]
+    refuse_unknown("model", models or (), result, str(evaluation))
+    shown = sorted(models or [name for name in result if not result[name]["oracle"]] or result, key=rank)
+    offset, pattern = (np.array([result[name][part] for name in shown]) for part in parts)
+    figure = Figure(figsize=(7.2, 1.1 + 0.36 * len(shown)), layout="constrained", facecolor="white")
+    ax = figure.subplots()
+    rows = np.arange(len(shown))
+    ax.barh(rows, pattern, 0.7, color=LINES[0], label="pattern: wrong places")
+    ax.barh(rows, offset, 0.7, left=pattern, color=LINES[4], label="offset: whole section too high or low")
+    for row, total in enumerate((offset + pattern).tolist()):
+        ax.text(total, row, f" {total:.3f}", fontsize=8, va="center")
+    ax.set_yticks(rows, [plain(name, 32) for name in shown], fontsize=9, parse_math=False)
+    ax.set(ylim=(len(shown) - 0.4, -0.6), xlim=(0, 1.12 * float((offset + pattern).max()) or 1.0), xlabel="MSE")
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    return save(figure, out, dpi)
+
+
 def gene_means(evaluation: Path, columns: Sequence[str], models: Sequence[str] | None = None) -> pd.DataFrame:
     """Scores of every model and gene, rows (model, gene): the mean over sections, then patients, then seeds.
 
@@ -106,7 +137,7 @@ def gene_means(evaluation: Path, columns: Sequence[str], models: Sequence[str] |
     """
     path = Path(evaluation) / "metrics.csv"
     needed = ("model", "label", "patient", "gene", *columns)
-    table = _read_table(path, needed, "`hifusion evaluate` writes it when it is done")
+    table = read_table(path, needed, "`hifusion evaluate` writes it when it is done")
     if models:
         refuse_unknown("model", models, [*table["label"].unique(), *table["model"].unique()], str(path))
         table = table[table["label"].isin(models) | table["model"].isin(models)]
@@ -118,16 +149,3 @@ def gene_means(evaluation: Path, columns: Sequence[str], models: Sequence[str] |
     by_patient = table.groupby(["model", "label", "patient", "gene"], sort=False)[list(columns)].mean()
     means = by_patient.groupby(["model", "label", "gene"]).mean().groupby(["model", "gene"]).mean()
     return pd.concat([means.loc[[name]] for name in sorted(means.index.unique("model"), key=rank)])
-
-
-def _read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {advice}")
-    try:
-        table = pd.read_csv(path, dtype={"label": str, "model": str, "patient": str, "gene": str}, keep_default_na=True)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
-    missing = [column for column in columns if column not in table]
-    if missing or table.empty:
-        raise InputError(f"{path}: {'lacks ' + ', '.join(missing) if missing else 'has no row'}; {advice}")
-    return table

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hifusion import files
 from hifusion.errors import InputError, refuse_unknown
 
@@ -55,3 +57,30 @@ def rank(label: str) -> tuple[Any, ...]:
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key with numbers by size: C2 before C10."""
     return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
+
+
+def read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:
+    """Read a table that a run or an evaluation left.
+
+    Parameters
+    ----------
+    columns
+        That it has to have.
+    advice
+        What a user does who lacks the table.
+
+    Raises
+    ------
+    InputError
+        No such file, one that is no table, or one without rows or without one of the columns.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {advice}")
+    try:
+        table = pd.read_csv(path, dtype={"label": str, "model": str, "patient": str, "gene": str}, keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+    missing = [column for column in columns if column not in table]
+    if missing or table.empty:
+        raise InputError(f"{path}: {'lacks ' + ', '.join(missing) if missing else 'has no row'}; {advice}")
+    return table
