@@ -20,10 +20,15 @@ Names = Sequence[str] | None  # None: the default choice
 
 def find_predictions(folder: Path) -> dict[tuple[str, str], Path]:
     """(section, label of the model) -> prediction file of an evaluation folder; refused where there is none."""
-    found = {(path.stem, path.parent.name): path for path in sorted(Path(folder).glob("predictions/*/*.h5ad"))}
+    found = list_predictions(folder)
     if not found:
         raise InputError(f"{folder}: no predictions, so nothing to draw or score; give what `hifusion evaluate` wrote")
     return found
+
+
+def list_predictions(folder: Path) -> dict[tuple[str, str], Path]:
+    """(section, label of the model) -> prediction file: what is there, which may be nothing."""
+    return {(path.stem, path.parent.name): path for path in sorted(Path(folder).glob("predictions/*/*.h5ad"))}
 
 
 def choose_models(labels: Sequence[str], models: Names, folder: Path | None) -> list[str]:

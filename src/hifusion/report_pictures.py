@@ -42,7 +42,7 @@ def learning(runs: Sequence[Path], of: str) -> Picture:
 
 def maps(study: Study) -> list[Picture]:
     """Measured and predicted maps of the section shown; none where no predictions were kept."""
-    labels = [label for label in (study.rival, study.label) if label and study.prediction(label).exists()]
+    labels = [label for label in (study.rival, study.label) if label in study.predictions]
     if study.label not in labels:
         return []
     shown = ", ".join(map(plain, study.genes))
@@ -64,7 +64,7 @@ def maps(study: Study) -> list[Picture]:
 
 def scatter(study: Study) -> list[Picture]:
     """Predicted against measured, gene by gene; none where no predictions were kept."""
-    if not study.prediction(study.label).exists():
+    if study.label not in study.predictions:
         return []
     few = study.scores["n_spots"] * len(study.genes) <= MOST_VECTORS
     return [
@@ -102,9 +102,10 @@ def error_split(study: Study) -> Picture:
 
 def novelty(study: Study) -> list[Picture]:
     """Novelty of the spots of the section shown; none where the model does not tell it."""
-    path = study.prediction(study.label)
-    section = read_section(path) if path.exists() else None
-    if section is None or "novelty" not in section.obs or section.obs["novelty"].isna().all():
+    if study.label not in study.predictions:
+        return []
+    section = read_section(study.predictions[study.label])
+    if "novelty" not in section.obs or section.obs["novelty"].isna().all():
         return []
     return [
         carried(

@@ -9,7 +9,7 @@ import pandas as pd
 from hifusion import files
 from hifusion.comparison import paired_differences
 from hifusion.errors import InputError, refuse_unknown
-from hifusion.evaluated import base_name, natural, read_table
+from hifusion.evaluated import base_name, list_predictions, natural, read_table
 from hifusion.gene_trust import measured_trust
 from hifusion.leaderboard import leaderboard
 from hifusion.plots import MARKERS
@@ -38,15 +38,14 @@ class Study(NamedTuple):
     genes: list[str]
     """Whose maps are shown."""
 
+    predictions: dict[str, Path]
+    """Label -> prediction file of the section shown, where it was kept."""
+
     @property
     def scores(self) -> dict[str, Any]:
         """Of the model."""
         its: dict[str, Any] = self.result["models"][self.model]
         return its
-
-    def prediction(self, label: str) -> Path:
-        """The file of the section shown, which need not be there."""
-        return self.folder / "predictions" / label / f"{self.section}.h5ad"
 
 
 def open_study(
@@ -85,8 +84,10 @@ def open_study(
     if section is not None:
         refuse_unknown("section", [section], tested.index, f"the tested sections of {folder}")
     labels = sorted(its["label"].unique(), key=natural)
-    predictions = [path for label in labels for path in sorted((folder / "predictions" / label).glob("*.h5ad"))]
-    trust = measured_trust(its, predictions)
+    # Names from tables only choose among the files that are there: none of them ever becomes a path.
+    kept = list_predictions(folder)
+    trust = measured_trust(its, [path for (_, label), path in kept.items() if label in labels])
+    shown = section or str(tested.index[len(tested) // 2])
     known = list(trust["gene"])
     refuse_unknown("gene", genes or (), known, f"the panel of {folder}")
     markers = [gene for gene in MARKERS if gene in known]
@@ -100,8 +101,9 @@ def open_study(
         label=labels[0],
         rival=str(simple.index[0]) if len(simple) else None,
         trust=trust,
-        section=section or str(tested.index[len(tested) // 2]),
+        section=shown,
         genes=list(dict.fromkeys(genes))[:MOST_GENES] if genes else markers or known[:3],
+        predictions={label: path for (name, label), path in kept.items() if name == shown},
     )
 
 
