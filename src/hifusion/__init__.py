@@ -2,7 +2,7 @@
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
 instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
-`benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `register`,
+`benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `map_gene`, `register`,
 `label_report`, `report`, `view`, `reproduce`, `info`, `doctor`.
 """
 
@@ -19,6 +19,7 @@ _VERBS = (
         "import_sections",
         "info",
         "label_report",
+        "map_gene",
         "plan",
         "plan_archive",
         "plot",

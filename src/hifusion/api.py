@@ -16,7 +16,7 @@ from hifusion import (
     estimating,
     evaluation,
     exporting,
-    figures,
+    figure_kinds,
     importing,
     labels,
     plots,
@@ -42,7 +42,8 @@ from hifusion.slide_prediction import SlidePlan
 Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 
 plot = plots.plot_genes
-draw = figures.draw
+draw = figure_kinds.draw
+map_gene = plots.map_gene
 view = viewer.view
 label_report = labels.label_report
 report = report_page.report

@@ -121,6 +121,14 @@ class Run:
         placed: nn.Module = model.to(device=device, memory_format=model.config.memory_format).eval()
         return placed
 
+    def __repr__(self) -> str:
+        facts = self.facts
+        return (
+            f"Run({str(self.root)!r}): {self.recipe.network} by recipe {self.recipe.name}, "
+            f"{len(self.panel.genes)} genes from {facts['train_spots']} spots of {', '.join(facts['train'])}; epoch {facts['best_epoch']} of "
+            f"{self.recipe.epochs}, validation MSE {facts['validation_mse']:.4f}"
+        )
+
     @property
     def sized_recipe(self) -> Recipe:
         """The recipe with a network of as many genes as the panel has."""

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     scatter = "scatter"
     skill = "skill"
     moran = "moran"
+    error = "error"
     figure3 = "figure3"
     within = "2d3d"
 
@@ -32,8 +33,8 @@ def plot(
         Kind,
         typer.Option(
             help="maps: genes on the slide. scatter: predicted against measured. skill: correlations of all genes. "
-            "moran: how smooth. figure3: the paper's markers, all models. 2d3d: between against within patients, two "
-            "folders in this order."
+            "moran: how smooth. error: offset and pattern. figure3: the paper's markers, all models. 2d3d: between "
+            "against within patients, two folders in this order."
         ),
     ] = Kind.maps,
     genes: Annotated[

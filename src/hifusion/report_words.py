@@ -213,7 +213,7 @@ def counted(n: float, what: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    return "-" if share is None or pd.isna(share) else f"{100 * share:.0f} %"
+    return "-" if share is None or pd.isna(share) else f"{round(100 * share)} %"
 
 
 def number(value: float | None, decimals: int) -> str:
