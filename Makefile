@@ -19,7 +19,7 @@ HIFUSION := $(BIN)/hifusion
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test browser lint types format clean distclean
+.PHONY: help venv demo bench docs test browser lint types format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ endif
 
 bench: $(READY)  ## speed against the published recipe and the processor (quiet machine, 15 minutes); PARTS=network,...
 	$(BIN)/python -m benchmarks $(if $(strip $(PARTS)),--parts $(PARTS))
+
+docs: $(READY)  ## the documentation as HTML in build/docs, warnings as errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 test: lint types  ## lint, types and the fast tests (PYTEST_ARGS="-m slow" for the slow ones)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,8 +1,8 @@
 """Directives that write pages from the program itself, so that no list is kept twice: commands, columns, recipes."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import click
 import typer
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -16,26 +16,15 @@ from hifusion.recipes import NETWORKS
 
 def commands() -> str:
     """Every command with its help, arguments and options, as Markdown."""
-    group = typer.main.get_command(program)
-    assert isinstance(group, click.Group)
-    return "\n\n".join(_command(name, its) for name, its in sorted(group.commands.items()))
+    return "\n\n".join(_command(name, its) for name, its in sorted(typer.main.get_group(program).commands.items()))
 
 
-def _command(name: str, its: click.Command) -> str:
-    arguments = [one for one in its.params if one.param_type_name == "argument"]
-    options = [one for one in its.params if one.param_type_name == "option"]
-    usage = " ".join(["hifusion", name, "[OPTIONS]", *(one.make_metavar(click.Context(its)) for one in arguments)])
-    rows = [(f"`{one.human_readable_name}`", _help(one)) for one in arguments]
-    rows += [(", ".join(f"`{flag}`" for flag in [*one.opts, *one.secondary_opts]), _help(one)) for one in options]
+def _command(name: str, its: Any) -> str:
+    context = typer.Context(its, info_name=f"hifusion {name}")
+    usage = " ".join(its.get_usage(context).split()).removeprefix("Usage: ")
+    records = [record for parameter in its.params if (record := parameter.get_help_record(context))]
+    rows = [(f"`{flags}`", meaning) for flags, meaning in records]
     return "\n\n".join([f"## {name}", f"```text\n{usage}\n```", its.help or "", _table(("", "what it is"), rows)])
-
-
-def _help(parameter: click.Parameter) -> str:
-    text = getattr(parameter, "help", None) or ""
-    default = parameter.default
-    if default not in (None, False, True, ()) and not callable(default):
-        text += f" Default: `{getattr(default, 'value', default)}`."
-    return f"{text} Required." if parameter.required else text
 
 
 def columns() -> str:

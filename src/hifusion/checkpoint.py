@@ -122,11 +122,11 @@ class Run:
         return placed
 
     def __repr__(self) -> str:
-        facts = self.facts
+        facts, recipe = self.facts, self.recipe
         return (
-            f"Run({str(self.root)!r}): {self.recipe.network} by recipe {self.recipe.name}, "
-            f"{len(self.panel.genes)} genes from {facts['train_spots']} spots of {', '.join(facts['train'])}; epoch {facts['best_epoch']} of "
-            f"{self.recipe.epochs}, validation MSE {facts['validation_mse']:.4f}"
+            f"Run({str(self.root)!r}): {recipe.network} by recipe {recipe.name}, {len(self.panel.genes)} genes from "
+            f"{facts['train_spots']} spots of {', '.join(facts['train'])}; epoch {facts['best_epoch']} of "
+            f"{recipe.epochs}, validation MSE {facts['validation_mse']:.4f}"
         )
 
     @property
