@@ -18,13 +18,15 @@ html_theme = "furo"
 html_title = f"hifusion {version}"
 html_show_sourcelink = False
 pygments_style = "tango"
+highlight_language = "none"  # of blocks that name none, such as trees of files
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # so that results.md#maps leads where it does on GitHub
 
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-autodoc_typehints = "none"  # types stand in the signature
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 100
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
