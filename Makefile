@@ -29,7 +29,7 @@ venv: $(READY)  ## .venv with torch, the package and its tools (again only when 
 # torch goes first and alone: the CPU index is then asked for one package only, and where it cannot be reached pip goes
 # on with what its own configuration offers.
 $(READY): pyproject.toml $(CONSTRAINTS)
-	@echo "installing into .venv: about 1.5 GB, a minute or two"
+	@echo "installing into .venv: about 3 GB, some three minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifneq ($(strip $(CONSTRAINTS)),)
 	$(BIN)/python -m pip install -q --retries 1 --no-deps -c $(CONSTRAINTS) --extra-index-url $(TORCH_INDEX) torch

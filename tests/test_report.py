@@ -186,6 +186,15 @@ def test_words_and_intervals_of_the_model_come_first_and_the_most_cautious_word_
     assert (trust["coverage_90"] == 0.5).all()
 
 
+def test_the_card_of_a_run_counts_where_predictions_bring_no_word(study, tmp_path):
+    rows = pd.read_csv(study / "metrics.csv").query("model == 'hifusion'")
+    card = pd.DataFrame({"gene": ["ERBB2"], "trust": ["amber"], "pcc_per_gene": 0.4, "pcc_low": 0.1, "pcc_high": 0.5})
+    card.assign(of_ceiling=0.5, coverage_90=0.9).to_csv(tmp_path / "trust.csv", index=False)
+    trust = measured_trust(rows, [], [tmp_path]).set_index("gene")
+    assert trust["trust"].to_dict() == {"ERBB2": "amber", "KRT19": "green", "CD74": "red", EVIL_GENE: "red"}
+    assert trust["coverage_90"].isna().all()  # what a card expects was not measured
+
+
 def test_it_speaks_of_the_best_network_unless_told_otherwise(study, tmp_path):
     assert open_study(study).model == "hifusion"
     assert open_study(study, model="ridge").model == "ridge"

@@ -34,7 +34,7 @@ def read_card(run: Path) -> pd.DataFrame | None:
     return read_table(path, COLUMNS, "train the run anew")[list(COLUMNS)] if path.exists() else None
 
 
-def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path]) -> pd.DataFrame:
+def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path], runs: Iterable[Path] = ()) -> pd.DataFrame:
     """How each gene was predicted on tested sections, and the word for it, best first.
 
     Parameters
@@ -42,8 +42,10 @@ def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path]) -> pd.DataFr
     rows
         Of ``metrics.csv``, of one model.
     predictions
-        The model's prediction files. Where they bring a word the most cautious of them stands, and where they bring
-        intervals their coverage is measured; else the word follows :data:`RULE` and the coverage is NaN.
+        The model's prediction files; where they bring intervals, their coverage is measured, else it is NaN.
+    runs
+        The model's trainings. Where these or the predictions bring words for a gene the most cautious of them stands;
+        else it follows :data:`RULE`.
 
     Returns
     -------
@@ -65,7 +67,7 @@ def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path]) -> pd.DataFr
     green = (found["pcc_per_gene"] >= GREEN_PCC) & enough & (by_gene["r2"].min() > 0)
     amber = (found["pcc_per_gene"] >= AMBER_PCC) & (found["r2"] > 0)
     found["trust"] = np.select([green, amber], ["green", "amber"], "red")
-    brought = _brought(predictions)
+    brought = _brought(predictions, runs)
     words = brought["trust"].reindex(found.index)
     found = found.assign(expected=words.notna(), coverage_90=brought["coverage_90"].reindex(found.index))
     found["trust"] = words.fillna(found["trust"])
@@ -73,15 +75,15 @@ def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path]) -> pd.DataFr
     return best_first[[*COLUMNS, "ceiling", "expected"]]
 
 
-def _brought(predictions: Iterable[Path]) -> pd.DataFrame:
-    """Word of the prediction files and coverage of their intervals, by gene."""
-    parts = []
+def _brought(predictions: Iterable[Path], runs: Iterable[Path]) -> pd.DataFrame:
+    """Word of the runs and prediction files, and coverage of the intervals, by gene."""
+    cards = [card for run in runs if (card := read_card(run)) is not None]
+    parts = [card.set_index("gene")[["trust"]].assign(coverage_90=np.nan) for card in cards]
     for path in predictions:
         section = read_section(path)
         table = pd.DataFrame(index=section.var_names, columns=["trust", "coverage_90"], dtype=object)
         if "trust" in section.var:
-            words = section.var["trust"].astype(str)
-            table["trust"] = words.where(words.isin(list(MEANINGS)))
+            table["trust"] = section.var["trust"].astype(str)
         if {"lower_90", "upper_90", "measured"} <= set(section.layers):
             low, measured, high = (section.layers[name] for name in ("lower_90", "measured", "upper_90"))
             table["coverage_90"] = ((measured >= low) & (measured <= high)).mean(axis=0)
@@ -90,8 +92,7 @@ def _brought(predictions: Iterable[Path]) -> pd.DataFrame:
         return pd.DataFrame(columns=["trust", "coverage_90"])
     every = pd.concat(parts)
     caution = list(MEANINGS)
-    ranks = every["trust"].map(caution.index, na_action="ignore").astype(float)
-    worst = ranks.groupby(level=0).max()
+    worst = every["trust"].map({word: rank for rank, word in enumerate(caution)}).astype(float).groupby(level=0).max()
     return pd.DataFrame(
         {
             "trust": worst.map(lambda rank: caution[int(rank)], na_action="ignore"),

@@ -25,6 +25,17 @@ from hifusion.report_words import (
 )
 from hifusion.reporting import cautions, unmarked
 
+_RUN_FACTS = (
+    "recipe",
+    "train",
+    "validation",
+    "train_spots",
+    "train_seconds",
+    "best_epoch",
+    "validation_mse",
+    "versions",
+)
+
 
 def report(
     source: Path,
@@ -130,6 +141,9 @@ def run_parts(run: Path) -> list[Part]:
     facts, panel = files.read_json(run / "run.json"), GenePanel.load(run / "panel.json")
     if not isinstance(facts, dict) or facts.get("state") != "complete":
         raise InputError(f"{run}: the run is not finished; go on with `hifusion train --resume`")
+    lacking = [name for name in _RUN_FACTS if name not in facts]
+    if lacking:
+        raise InputError(f"{run}/run.json: lacks {', '.join(lacking)}; train the run anew with this version")
     card, recipe = read_card(run), facts["recipe"]
     if card is None:
         trust = Part(
@@ -159,7 +173,7 @@ def run_parts(run: Path) -> list[Part]:
             table=_facts_table(facts),
         ),
         trust,
-        Part("Learning curves", pictures=learned),
+        Part("Learning curves", paragraphs=[] if learned else ["The run has no log.csv any more."], pictures=learned),
         Part("Gene panel", paragraphs=[", ".join(panel.genes)]),
         Part("Methods, for a paper", paragraphs=run_methods(facts, len(panel.genes))),
         Part("To be cited", items=references([recipe["network"]])),
@@ -172,7 +186,7 @@ def _facts_table(facts: dict[str, Any]) -> Table:
         "recipe": f"{recipe['name']} (values: {recipe['source']})",
         "trained on": names(facts["train"]),
         "epoch chosen on": names(facts["validation"]) or "held-out blocks of the training sections",
-        "epoch kept": f"{facts['best_epoch']} of {recipe['epochs']}",
+        "epoch kept": f"{facts['best_epoch']}, counted from 0, of {recipe['epochs']}",
         "MSE on held-out spots": f"{facts['validation_mse']:.4f}",
         "expression": str(recipe["normalisation"]),
         "spot": f"{spots['spot_diameter_um']:g} µm, {spots['pitch_um']:g} µm apart" if spots else "not told",

@@ -11,7 +11,7 @@ from hifusion.figures import plot_gene_scatter, plot_skill_distribution
 from hifusion.overlays import draw_novelty
 from hifusion.pages import Picture
 from hifusion.plots import plot_genes
-from hifusion.report_study import Study, runs_of
+from hifusion.report_study import Study
 from hifusion.section import read_section
 
 DPI = 110
@@ -120,5 +120,4 @@ def novelty(study: Study) -> list[Picture]:
 
 def learning_of(study: Study) -> list[Picture]:
     """Learning curves of the model; none where it left no run."""
-    runs = runs_of(study)
-    return [learning(runs, plain(study.model))] if runs else []
+    return [learning(study.runs, plain(study.model))] if study.runs else []

@@ -38,6 +38,8 @@ class Study(NamedTuple):
     genes: list[str]
     """Whose maps are shown."""
 
+    runs: list[Path]
+    """Of the model, those of its first seed first."""
     predictions: dict[str, Path]
     """Label -> prediction file of the section shown, where it was kept."""
 
@@ -86,7 +88,8 @@ def open_study(
     labels = sorted(its["label"].unique(), key=natural)
     # Names from tables only choose among the files that are there: none of them ever becomes a path.
     kept = list_predictions(folder)
-    trust = measured_trust(its, [path for (_, label), path in kept.items() if label in labels])
+    runs = _runs_of(folder, chosen, labels[0])
+    trust = measured_trust(its, [path for (_, label), path in kept.items() if label in labels], runs)
     shown = section or str(tested.index[len(tested) // 2])
     known = list(trust["gene"])
     refuse_unknown("gene", genes or (), known, f"the panel of {folder}")
@@ -103,6 +106,7 @@ def open_study(
         trust=trust,
         section=shown,
         genes=list(dict.fromkeys(genes))[:MOST_GENES] if genes else markers or known[:3],
+        runs=runs,
         predictions={label: path for (name, label), path in kept.items() if name == shown},
     )
 
@@ -116,9 +120,7 @@ def _leader(result: dict[str, Any], board: pd.DataFrame) -> str:
     return str(board.index[0])
 
 
-def runs_of(study: Study) -> list[Path]:
-    """Folders of the model's trainings, those of its first seed first."""
-    found = [
-        path.parent for path in study.folder.glob("runs/*/*/log.csv") if base_name(path.parent.name) == study.model
-    ]
-    return sorted(found, key=lambda run: (run.name != study.label, natural(run.parent.name), natural(run.name)))
+def _runs_of(folder: Path, model: str, first: str) -> list[Path]:
+    """Folders of the model's trainings, those with the label ``first`` first."""
+    found = [path.parent for path in folder.glob("runs/*/*/log.csv") if base_name(path.parent.name) == model]
+    return sorted(found, key=lambda run: (run.name != first, natural(run.parent.name), natural(run.name)))

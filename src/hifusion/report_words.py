@@ -135,7 +135,7 @@ def models_table(study: Study) -> Table:
                 str(row["against_best"]),
             ]
         )
-    oracles = frozenset(number for number, kind in enumerate(study.board["kind"]) if kind == "oracle")
+    oracles = frozenset(place for place, kind in enumerate(study.board["kind"]) if kind == "oracle")
     possible = study.scores["ceiling_mean"]
     if possible is not None:
         rows.append(["ceiling", "what counting noise leaves possible", f"{possible:.3f}", "100 %", *["-"] * 4, ""])
