@@ -66,7 +66,8 @@ def write_study(root: Path, kept: tuple[str, ...] = ("A1", "B1"), sections: tupl
     for its in result["models"].values():
         its["description"] = "as described"
     folds = [
-        {"name": name, "train": ["Z1"], "validation": [], "test": [name], "panel_rule": "top_mean"} for name in sections
+        {"name": name, "train": ["Z1"], "validation": [], "test": [name], "panel_rule": "top_mean", "n_genes": 4}
+        for name in sections
     ]
     files.write_json(root / "metrics.json", result | {"folds": folds, "versions": {"hifusion": "0.1.0"}})
     return root

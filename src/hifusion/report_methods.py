@@ -1,6 +1,6 @@
 """The methods paragraph of a report, ready for a paper: what was done, with versions, and what is to be cited."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hifusion.errors import plain
@@ -44,7 +44,7 @@ def evaluation_methods(result: Mapping[str, Any]) -> list[str]:
     seeds = max([1, *(len(model.get("by_seed", {})) for model in result["models"].values())])
     over = its["interval_over"]
     return [
-        data_words(result["recipe"], its["n_genes"]),
+        data_words(result["recipe"], [fold["n_genes"] for fold in result["folds"]]),
         *(
             network_words(name, recipe, f", {seeds} seed{'s' * (seeds > 1)} each")
             for name, recipe in recipes.items()
@@ -73,20 +73,22 @@ def run_methods(facts: Mapping[str, Any], genes: int) -> list[str]:
     """How a run was trained."""
     recipe = facts["recipe"]
     return [
-        data_words(recipe, genes),
+        data_words(recipe, [genes]),
         network_words(recipe["network"], recipe, f", seed {facts['seed']}"),
         versions_words(facts["versions"]),
     ]
 
 
-def data_words(recipe: Mapping[str, Any], genes: float) -> str:
-    """Unit and panel."""
+def data_words(recipe: Mapping[str, Any], genes: Sequence[int]) -> str:
+    """Unit and panel, of as many genes as each fold has."""
     unit, rule = recipe["normalisation"], str(recipe["panel"])
     meaning = NORMALISATIONS[unit].meaning if unit in NORMALISATIONS else "a unit this version does not know"
-    panel = _PANELS.get(rule, "{size} genes of a given list").format(size=f"{genes:.0f}")
+    sizes = " or ".join(map(str, sorted(set(genes))))
+    panel = _PANELS.get(rule, "{size} genes of a given list").format(size=sizes)
+    anew = " of each fold" if len(genes) > 1 and panel.endswith("training sections") else ""
     return (
-        f"Spatial gene expression was predicted from H&E images with the package hifusion. Expression is {plain(unit)} "
-        f"({meaning}); the panel is {panel}."
+        f"Spatial gene expression was predicted with the package hifusion. Expression is {plain(unit)} ({meaning}); "
+        f"the panel is {panel}{anew}."
     )
 
 
@@ -100,7 +102,7 @@ def network_words(name: str, recipe: Mapping[str, Any], how_often: str) -> str:
     return (
         f"{plain(name)} was trained by the recipe {plain(recipe['name'])}: at most {recipe['epochs']} epochs of "
         f"{plain(recipe['optimiser'])} at a learning rate of {recipe['lr']:g}, {recipe['batch_size']} spots a batch"
-        + (f", on patches of {scale:g} µm a pixel" if scale else ", on patches of the slide's own scale")
+        + (f", on H&E patches of {scale:g} µm a pixel" if scale else ", on H&E patches of the slide's own scale")
         + f"{how_often}; {chosen.get(recipe['selection'], plain(recipe['selection']))}."
     )
 

@@ -54,8 +54,9 @@ def maps(study: Study) -> list[Picture]:
             ),
             ".png",
             f"Maps of {shown} in section {plain(study.section)}: measured, and predicted by {' and '.join(labels)}",
-            f"Section {plain(study.section)}: what was measured, then what was predicted, over the H&E. Predicted maps "
-            "are smoother than measured ones: part of what looks like grain in a measurement is counting noise. "
+            f"Section {plain(study.section)}: what was measured, then what was predicted, over the H&E where it is at "
+            "hand. Predicted maps are smoother than measured ones: part of what looks like grain in a measurement is "
+            "counting noise. "
             f"Trust: {', '.join(f'{plain(gene)} {word[gene]}' for gene in study.genes)}.",
             wide=True,
         )

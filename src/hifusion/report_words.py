@@ -89,7 +89,11 @@ def _better_than(study: Study) -> str:
             f"the squared error of {name} is {its['mse']:.3f}, {relation} the {floor:.3f} of a constant that never "
             "sees an image"
         )
-    return f"{'; '.join(parts)}." if parts else "Nothing simpler was scored beside it, so no figure here has a floor."
+    if parts:
+        return f"{'; '.join(parts)}."
+    if study.model == "train_mean":
+        return "It is itself the floor: a constant that never sees an image."
+    return "Nothing simpler was scored beside it, so no figure here has a floor."
 
 
 def _verdict(study: Study, rival: str) -> str:
