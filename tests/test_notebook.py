@@ -60,5 +60,5 @@ def test_a_run_a_panel_and_a_cohort_say_what_they_are(tmp_path):
     run = api.train(tmp_path / "store", tmp_path / "run", recipe="tiny", overrides=SMALL, sections=["A1"])
     assert repr(run) == repr(Run.open(tmp_path / "run"))
     assert "hifusion by recipe tiny, 10 genes from" in repr(run) and "spots of A1; epoch" in repr(run)
-    assert "4 sections of 2 patients, 3 with region patches: A1, A2, B1, B2" in repr(Cohort.open(tmp_path / "store"))
+    assert "4 sections (patients A, B), 3 with region patches: A1, A2, B1, B2" in repr(Cohort.open(tmp_path / "store"))
     assert repr(GenePanel(tuple("ABCDEF"), "file")) == "GenePanel of 6 genes (file): A, B, C, D, ..."

@@ -114,9 +114,9 @@ class Cohort:
         return cls(root, {section.uns["hifusion"]["section"]: section for section in found}, store)
 
     def __repr__(self) -> str:
-        patients = {info.patient for info in self.infos}
+        patients = ", ".join(dict.fromkeys(info.patient for info in self.infos))
         return (
-            f"Cohort({str(self.root)!r}): {len(self.sections)} sections of {len(patients)} patients, "
+            f"Cohort({str(self.root)!r}): {len(self.sections)} sections (patients {patients}), "
             f"{len(self.image_digests)} with region patches: {', '.join(self.sections)}"
         )
 
