@@ -56,7 +56,7 @@ def test_learning_draws_either_half(tmp_path):
 
 
 def test_a_run_a_panel_and_a_cohort_say_what_they_are(tmp_path):
-    api.prepare(write_her2st(tmp_path / "raw"), tmp_path / "store", region_px=32)
+    api.prepare(write_her2st(tmp_path / "raw"), tmp_path / "store", recipe="tiny", region_px=32)
     run = api.train(tmp_path / "store", tmp_path / "run", recipe="tiny", overrides=SMALL, sections=["A1"])
     assert repr(run) == repr(Run.open(tmp_path / "run"))
     assert "hifusion by recipe tiny, 10 genes from" in repr(run) and "spots of A1; epoch" in repr(run)

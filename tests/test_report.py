@@ -106,7 +106,7 @@ def page(study: Path) -> str:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation as the package itself leaves it, with a network of two epochs."""
     root = tmp_path_factory.mktemp("evaluated")
-    api.prepare(write_her2st(root / "raw"), root / "store", region_px=32)
+    api.prepare(write_her2st(root / "raw"), root / "store", recipe="tiny", region_px=32)
     api.evaluate(
         root / "store", root / "out", protocol="first_section", recipe="tiny", overrides=SMALL, with_nulls=False
     )
@@ -168,32 +168,47 @@ def test_an_evil_section_is_shown_as_text_and_opens_no_file(tmp_path):
 def test_words_of_the_test_follow_the_rule(study):
     trust = open_study(study).trust.set_index("gene")
     assert trust["trust"].to_dict() == {"ERBB2": "green", "KRT19": "green", "CD74": "red", EVIL_GENE: "red"}
-    assert not trust["expected"].any() and trust["coverage_90"].isna().all()
+    assert trust["expected"].isna().all() and trust["coverage_90"].isna().all()
 
 
-def test_words_and_intervals_of_the_model_come_first_and_the_most_cautious_word_stands(study, tmp_path):
+def write_card(run: Path, words: dict[str, str]) -> Path:
+    run.mkdir(parents=True, exist_ok=True)
+    card = pd.DataFrame({"gene": list(words), "trust": list(words.values())})
+    card = card.assign(pcc_per_gene=0.6, pcc_low=0.5, pcc_high=0.7, of_ceiling=0.8, coverage_90=0.9)
+    card.to_csv(run / "trust.csv", index=False)
+    return run
+
+
+def test_the_most_cautious_card_comes_before_the_word_of_the_test(study, tmp_path):
     rows = pd.read_csv(study / "metrics.csv").query("model == 'hifusion'")
-    paths = []
-    for name, words in (("A1", ["green", "amber", "red", "nonsense"]), ("B1", ["amber", "green", "red", "nonsense"])):
-        section = read_section(study / "predictions" / "hifusion-seed0" / f"{name}.h5ad")
-        section.var["trust"] = words
-        section.layers["lower_90"] = section.layers["measured"] - 1
-        section.layers["upper_90"] = section.layers["measured"] + np.where(np.arange(N) < N // 2, 1, -0.5)[:, None]
-        paths.append(tmp_path / f"{name}.h5ad")
-        write_section(section, paths[-1])
-    trust = measured_trust(rows, paths).set_index("gene")
-    assert trust["trust"].to_dict() == {"ERBB2": "amber", "KRT19": "amber", "CD74": "red", EVIL_GENE: "red"}
-    assert trust["expected"].to_dict() == {"ERBB2": True, "KRT19": True, "CD74": True, EVIL_GENE: False}
-    assert (trust["coverage_90"] == 0.5).all()
-
-
-def test_the_card_of_a_run_counts_where_predictions_bring_no_word(study, tmp_path):
-    rows = pd.read_csv(study / "metrics.csv").query("model == 'hifusion'")
-    card = pd.DataFrame({"gene": ["ERBB2"], "trust": ["amber"], "pcc_per_gene": 0.4, "pcc_low": 0.1, "pcc_high": 0.5})
-    card.assign(of_ceiling=0.5, coverage_90=0.9).to_csv(tmp_path / "trust.csv", index=False)
-    trust = measured_trust(rows, [], [tmp_path]).set_index("gene")
-    assert trust["trust"].to_dict() == {"ERBB2": "amber", "KRT19": "green", "CD74": "red", EVIL_GENE: "red"}
+    runs = [write_card(tmp_path / "one", {"ERBB2": "green", "CD74": "amber"})]
+    runs.append(write_card(tmp_path / "two", {"ERBB2": "amber", "CD74": "green"}))
+    trust = measured_trust(rows, [], runs).set_index("gene")
+    assert trust["trust"].to_dict() == {"ERBB2": "amber", "KRT19": "green", "CD74": "amber", EVIL_GENE: "red"}
+    assert trust["tested"].to_dict() == {"ERBB2": "green", "KRT19": "green", "CD74": "red", EVIL_GENE: "red"}
     assert trust["coverage_90"].isna().all()  # what a card expects was not measured
+    strangers = measured_trust(rows, [], runs, known_patient=False).set_index("gene")["expected"]
+    assert strangers[["ERBB2", "CD74"]].tolist() == ["red", "red"]  # the card has tried no new patient
+
+
+def test_coverage_is_measured_where_predictions_have_intervals(study, tmp_path):
+    section = read_section(study / "predictions" / "hifusion-seed0" / "A1.h5ad")
+    section.layers["lower_90"] = section.layers["measured"] - 1
+    section.layers["upper_90"] = section.layers["measured"] + np.where(np.arange(N) < N // 4, 1, -0.5)[:, None]
+    write_section(section, tmp_path / "A1.h5ad")
+    rows = pd.read_csv(study / "metrics.csv").query("model == 'hifusion'")
+    assert (measured_trust(rows, [tmp_path / "A1.h5ad"])["coverage_90"] == 0.25).all()
+
+
+def test_the_page_has_both_words_where_the_model_brings_its_own(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "evaluation")
+    write_card(folder / "runs" / "A1" / "hifusion-seed0", {"ERBB2": "amber", "KRT19": "green"})
+    log = pd.DataFrame({"epoch": [0, 1], "total": [2.0, 1.0], "validation_mse": [2.0, 1.0]})
+    log.to_csv(folder / "runs" / "A1" / "hifusion-seed0" / "log.csv", index=False)
+    files.write_json(folder / "runs" / "A1" / "hifusion-seed0" / "run.json", {"best_epoch": 1})
+    text = Seen(report(folder, tmp_path / "report.html").read_text()).text
+    assert "by the test" in text and "what it expected beforehand of a patient it was not trained on" in text
+    assert "Of 4 genes: 0 green" in text  # no new patient was tried, whatever the test then found
 
 
 def test_it_speaks_of_the_best_network_unless_told_otherwise(study, tmp_path):
@@ -210,7 +225,9 @@ def test_an_evaluation_of_the_package_has_curves_and_novelty(real, tmp_path):
 
 
 def test_a_run_tells_its_recipe_its_sections_and_that_it_knows_no_score(real, tmp_path):
-    (run,) = real.glob("runs/*/hifusion-seed0")
+    (made,) = real.glob("runs/*/hifusion-seed0")
+    run = shutil.copytree(made, tmp_path / "run")
+    (run / "trust.csv").unlink()  # as runs of earlier versions, and of networks that say nothing of spots left out
     seen = Seen(report(run, tmp_path / "report.html").read_text())
     assert "hifusion learned 10 genes from" in seen.text and "A1" in seen.text
     assert "How well it predicts is not known from the run alone" in seen.text
@@ -220,13 +237,11 @@ def test_a_run_tells_its_recipe_its_sections_and_that_it_knows_no_score(real, tm
 
 def test_a_run_shows_the_card_it_brings(real, tmp_path):
     (run,) = real.glob("runs/*/hifusion-seed0")
-    carded = shutil.copytree(run, tmp_path / "run")
-    card = pd.DataFrame({"gene": ["ERBB2", EVIL_GENE], "trust": ["green", "red"], "coverage_90": [0.9, 0.88]})
-    card = card.assign(pcc_per_gene=[0.6, 0.1], pcc_low=[0.5, 0.0], pcc_high=[0.7, 0.2], of_ceiling=[0.8, 0.1])
-    card.to_csv(carded / "trust.csv", index=False)
+    carded = write_card(shutil.copytree(run, tmp_path / "run"), {"ERBB2": "green", EVIL_GENE: "red"})
     text = report(carded, tmp_path / "report.html").read_text()
     assert re.search(r'<td class="good text">green</td>', text) and EVIL_GENE in Seen(text).text
-    assert "1 green (the map can be read), 0 amber" in text
+    assert "For patients it was trained on: 1 green (the map can be read), 0 amber" in text
+    assert "For a new patient: 0 green, 0 amber, 2 red." in text
 
 
 @pytest.mark.parametrize(

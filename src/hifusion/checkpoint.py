@@ -33,7 +33,7 @@ from hifusion.expression import GenePanel
 from hifusion.frames import Frames
 from hifusion.models import MODELS
 from hifusion.novelty import Novelty
-from hifusion.trust import read_card
+from hifusion.trust_card import read_card
 
 ADAPTER = "adapter.safetensors"
 FORMAT = 2  # since 2 a recipe names its network
@@ -159,7 +159,7 @@ class Run:
         return Frames.open(self.root)
 
     def trust(self, known_patient: bool = True) -> pd.DataFrame | None:
-        """Its trust card, see :func:`hifusion.trust.read_card`; None for a run without one."""
+        """Its trust card, see :func:`hifusion.trust_card.read_card`; None for a run without one."""
         return read_card(self.root, known_patient)
 
     @property

@@ -1,7 +1,7 @@
-"""Which genes of a prediction to trust: a word for each, measured on sections that were not trained on, or expected.
+"""Which genes of an evaluation to trust: by what the test measured, and by what the model expected beforehand.
 
-``green``: the map can be read; ``amber``: its broad pattern; ``red``: not at all. A run may bring a card of what it
-expects (``trust.csv``), and its predictions a word in ``var["trust"]``; where there is none, the test gives the word.
+A model with a trust card brings a word for each gene: ``green``, the map can be read; ``amber``, its broad pattern;
+``red``, not at all. The test gives each gene a word too, by the same thresholds.
 """
 
 from collections.abc import Iterable
@@ -10,48 +10,37 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hifusion.evaluated import read_table
 from hifusion.section import read_section
+from hifusion.trust_card import AMBER, GREEN, MEANINGS, read_card
 
-CARD = "trust.csv"
-COLUMNS = ("gene", "pcc_per_gene", "pcc_low", "pcc_high", "of_ceiling", "coverage_90", "trust")
-MEANINGS = {
-    "green": "the map can be read",
-    "amber": "its broad pattern can be read, single spots cannot",
-    "red": "not to be read",
-}
-GREEN_PCC, GREEN_SHARE, AMBER_PCC = 0.4, 0.5, 0.2
 RULE = (
-    f"green: pcc_per_gene of at least {GREEN_PCC:g}, at least {100 * GREEN_SHARE:.0f} % of what counting noise leaves "
-    "possible, and a smaller error than the constant in every tested section; "
-    f"amber: at least {AMBER_PCC:g}, and a smaller error than the constant on average; red: all others"
+    f"green: pcc_per_gene of at least {GREEN:g} and a smaller error than the constant in every tested section; "
+    f"amber: at least {AMBER:g} in every one, and a smaller error than the constant on average; red: all others"
 )
 
 
-def read_card(run: Path) -> pd.DataFrame | None:
-    """What a run expects of each gene, with :data:`COLUMNS`; None for a run without a card."""
-    path = Path(run) / CARD
-    return read_table(path, COLUMNS, "train the run anew")[list(COLUMNS)] if path.exists() else None
-
-
-def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path], runs: Iterable[Path] = ()) -> pd.DataFrame:
-    """How each gene was predicted on tested sections, and the word for it, best first.
+def measured_trust(
+    rows: pd.DataFrame, predictions: Iterable[Path], runs: Iterable[Path] = (), *, known_patient: bool = True
+) -> pd.DataFrame:
+    """How each gene was predicted on tested sections, and the words for it, best first.
 
     Parameters
     ----------
     rows
         Of ``metrics.csv``, of one model.
     predictions
-        The model's prediction files; where they bring intervals, their coverage is measured, else it is NaN.
+        The model's prediction files, with ``layers["lower_90"]`` and ``["upper_90"]`` where it tells intervals.
     runs
-        The model's trainings. Where these or the predictions bring words for a gene the most cautious of them stands;
-        else it follows :data:`RULE`.
+        The model's trainings, with a trust card where its recipe makes one.
+    known_patient
+        Whether it was trained on other sections of the tested patients.
 
     Returns
     -------
     DataFrame
-        :data:`COLUMNS` (``pcc_low, pcc_high``: the worst and best section), ``ceiling``, and ``expected``: whether the
-        word was brought along.
+        ``gene, pcc_per_gene, ceiling, of_ceiling``; ``pcc_low, pcc_high``: worst and best section; ``coverage_90``:
+        share of measurements within the intervals, NaN without them; ``tested``: word by :data:`RULE`; ``expected``:
+        word of the cards, the most cautious of them, None without one; ``trust``: ``expected``, else ``tested``.
     """
     filled = rows.fillna({"pcc_per_gene": 0.0})
     sections = filled.groupby(["patient", "section", "gene"])[["pcc_per_gene", "ceiling", "r2"]].mean()
@@ -61,41 +50,31 @@ def measured_trust(rows: pd.DataFrame, predictions: Iterable[Path], runs: Iterab
         pcc_low=by_gene["pcc_per_gene"].min(),
         pcc_high=by_gene["pcc_per_gene"].max(),
         of_ceiling=mean["pcc_per_gene"] / mean["ceiling"].where(mean["ceiling"] > 0),
+        coverage_90=_coverage(predictions).reindex(mean.index),
     )
-    # A gene without a known ceiling (nothing was counted) is held to the correlation alone.
-    enough = found["of_ceiling"].fillna(1.0) >= GREEN_SHARE
-    green = (found["pcc_per_gene"] >= GREEN_PCC) & enough & (by_gene["r2"].min() > 0)
-    amber = (found["pcc_per_gene"] >= AMBER_PCC) & (found["r2"] > 0)
-    found["trust"] = np.select([green, amber], ["green", "amber"], "red")
-    brought = _brought(predictions, runs)
-    words = brought["trust"].reindex(found.index)
-    found = found.assign(expected=words.notna(), coverage_90=brought["coverage_90"].reindex(found.index))
-    found["trust"] = words.fillna(found["trust"])
-    best_first = found.sort_values("pcc_per_gene", ascending=False, kind="stable").rename_axis("gene").reset_index()
-    return best_first[[*COLUMNS, "ceiling", "expected"]]
+    green = (found["pcc_low"] >= GREEN) & (by_gene["r2"].min() > 0)
+    amber = (found["pcc_low"] >= AMBER) & (found["r2"] > 0)
+    found["tested"] = np.select([green, amber], ["green", "amber"], "red")
+    cards = [card["trust"] for run in runs if (card := read_card(run, known_patient)) is not None]
+    found["expected"] = _most_cautious(cards).reindex(found.index)
+    found["trust"] = found["expected"].fillna(found["tested"])
+    return found.sort_values("pcc_per_gene", ascending=False, kind="stable").rename_axis("gene").reset_index()
 
 
-def _brought(predictions: Iterable[Path], runs: Iterable[Path]) -> pd.DataFrame:
-    """Word of the runs and prediction files, and coverage of the intervals, by gene."""
-    cards = [card for run in runs if (card := read_card(run)) is not None]
-    parts = [card.set_index("gene")[["trust"]].assign(coverage_90=np.nan) for card in cards]
+def _coverage(predictions: Iterable[Path]) -> pd.Series:
+    """Share of each gene's measurements within the intervals, mean over the files that have them."""
+    parts = [pd.Series(dtype=np.float64)]
     for path in predictions:
         section = read_section(path)
-        table = pd.DataFrame(index=section.var_names, columns=["trust", "coverage_90"], dtype=object)
-        if "trust" in section.var:
-            table["trust"] = section.var["trust"].astype(str)
         if {"lower_90", "upper_90", "measured"} <= set(section.layers):
             low, measured, high = (section.layers[name] for name in ("lower_90", "measured", "upper_90"))
-            table["coverage_90"] = ((measured >= low) & (measured <= high)).mean(axis=0)
-        parts.append(table)
-    if not parts:
-        return pd.DataFrame(columns=["trust", "coverage_90"])
-    every = pd.concat(parts)
-    caution = list(MEANINGS)
-    worst = every["trust"].map({word: rank for rank, word in enumerate(caution)}).astype(float).groupby(level=0).max()
-    return pd.DataFrame(
-        {
-            "trust": worst.map(lambda rank: caution[int(rank)], na_action="ignore"),
-            "coverage_90": every["coverage_90"].astype(float).groupby(level=0).mean(),
-        }
-    )
+            parts.append(pd.Series(((measured >= low) & (measured <= high)).mean(axis=0), index=section.var_names))
+    return pd.concat(parts).groupby(level=0).mean()
+
+
+def _most_cautious(words: Iterable["pd.Series[str]"]) -> pd.Series:
+    """Gene -> the worst word of any card."""
+    order = list(MEANINGS)
+    every = pd.concat([pd.Series(dtype=object), *words])
+    worst = every.map({word: rank for rank, word in enumerate(order)}).astype(np.float64).groupby(level=0).max()
+    return worst.map(lambda rank: order[int(rank)], na_action="ignore").astype(object)

@@ -8,7 +8,6 @@ from hifusion import files
 from hifusion import report_pictures as pictures
 from hifusion.errors import InputError, plain
 from hifusion.expression import GenePanel
-from hifusion.gene_trust import MEANINGS, read_card
 from hifusion.pages import Part, Table, chapters, document, template_text
 from hifusion.report_methods import evaluation_methods, references, run_methods
 from hifusion.report_study import Study, open_study
@@ -20,10 +19,12 @@ from hifusion.report_words import (
     glossary,
     models_table,
     names,
+    tested_word,
     trust_table,
     trust_words,
 )
 from hifusion.reporting import cautions, unmarked
+from hifusion.trust_card import MEANINGS, read_card
 
 _RUN_FACTS = (
     "recipe",
@@ -113,8 +114,8 @@ def evaluation_parts(study: Study) -> list[Part]:
         Part(
             "Which genes to trust",
             paragraphs=trust_words(study),
-            table=trust_table(study.trust, MOST_ROWS),
-            folded=trust_table(study.trust) if len(study.trust) > MOST_ROWS else None,
+            table=trust_table(study.trust, tested_word(study), MOST_ROWS),
+            folded=trust_table(study.trust, tested_word(study)) if len(study.trust) > MOST_ROWS else None,
         ),
         Part("Measured and predicted maps", paragraphs=[] if drawn else [missing], pictures=drawn),
         Part("Spot by spot", paragraphs=[] if scattered else [missing], pictures=scattered),
@@ -144,20 +145,7 @@ def run_parts(run: Path) -> list[Part]:
     lacking = [name for name in _RUN_FACTS if name not in facts]
     if lacking:
         raise InputError(f"{run}/run.json: lacks {', '.join(lacking)}; train the run anew with this version")
-    card, recipe = read_card(run), facts["recipe"]
-    if card is None:
-        trust = Part(
-            "Which genes to trust",
-            paragraphs=["This run brings no trust card, so no gene of it is known to be predicted well."],
-        )
-    else:
-        said = [f"{(card['trust'] == word).sum()} {word} ({meaning})" for word, meaning in MEANINGS.items()]
-        trust = Part(
-            "Which genes to trust",
-            paragraphs=[f"{', '.join(said)}: what the run expects, from held-out spots of its training sections."],
-            table=trust_table(card, MOST_ROWS),
-            folded=trust_table(card) if len(card) > MOST_ROWS else None,
-        )
+    recipe = facts["recipe"]
     learned = [pictures.learning([run], "the run")] if (run / "log.csv").exists() else []
     return [
         Part(
@@ -172,12 +160,32 @@ def run_parts(run: Path) -> list[Part]:
             ],
             table=_facts_table(facts),
         ),
-        trust,
+        _card_part(run),
         Part("Learning curves", paragraphs=[] if learned else ["The run has no log.csv any more."], pictures=learned),
         Part("Gene panel", paragraphs=[", ".join(panel.genes)]),
         Part("Methods, for a paper", paragraphs=run_methods(facts, len(panel.genes))),
         Part("To be cited", items=references([recipe["network"]])),
     ]
+
+
+def _card_part(run: Path) -> Part:
+    """What a run expects of each gene, for patients it knows and for others."""
+    title, card, new = "Which genes to trust", read_card(run), read_card(run, known_patient=False)
+    if card is None or new is None:
+        return Part(title, paragraphs=["This run brings no trust card: of none of its genes is the skill known."])
+    said = ", ".join(f"{(card['trust'] == word).sum()} {word} ({meaning})" for word, meaning in MEANINGS.items())
+    strange = ", ".join(f"{(new['trust'] == word).sum()} {word}" for word in MEANINGS)
+    table, second = card.assign(new=new["trust"]).reset_index(), ("new", "new patient")
+    return Part(
+        title,
+        paragraphs=[
+            f"For patients it was trained on: {said}. For a new patient: {strange}.",
+            "That is what the run expects, from spots of its training sections that were left out. Red for a new "
+            "patient may also mean that it was never tried. Range: 90 % interval.",
+        ],
+        table=trust_table(table, second, MOST_ROWS),
+        folded=trust_table(table, second) if len(table) > MOST_ROWS else None,
+    )
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:

@@ -89,7 +89,8 @@ def open_study(
     # Names from tables only choose among the files that are there: none of them ever becomes a path.
     kept = list_predictions(folder)
     runs = _runs_of(folder, chosen, labels[0])
-    trust = measured_trust(its, [path for (_, label), path in kept.items() if label in labels], runs)
+    predictions = [path for (_, label), path in kept.items() if label in labels]
+    trust = measured_trust(its, predictions, runs, known_patient=bool(result["protocol"]["same_patient"]))
     shown = section or str(tested.index[len(tested) // 2])
     known = list(trust["gene"])
     refuse_unknown("gene", genes or (), known, f"the panel of {folder}")

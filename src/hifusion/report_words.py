@@ -6,10 +6,11 @@ import pandas as pd
 
 from hifusion.comparison import DIFFER, NOT_TOLD_APART
 from hifusion.errors import plain
-from hifusion.gene_trust import MEANINGS, RULE
+from hifusion.gene_trust import RULE
 from hifusion.pages import Table
 from hifusion.plots import MARKERS
 from hifusion.report_study import Study
+from hifusion.trust_card import MEANINGS
 
 MARKS = {"green": "good", "amber": "fair", "red": "bad"}
 MOST_ROWS = 20  # genes shown without opening the whole table
@@ -163,8 +164,18 @@ def folds_table(study: Study) -> Table:
     )
 
 
-def trust_table(trust: pd.DataFrame, most: int | None = None) -> Table:
-    """Genes with their words, best predicted first; of more than ``most`` the first ones and the markers."""
+def trust_table(trust: pd.DataFrame, second: tuple[str, str] | None = None, most: int | None = None) -> Table:
+    """Genes with their words, best predicted first.
+
+    Parameters
+    ----------
+    trust
+        ``gene, trust, pcc_per_gene, pcc_low, pcc_high, of_ceiling, coverage_90``, a row a gene.
+    second
+        Column of another word, and its title.
+    most
+        Of more genes than that the first ones and the markers; all where None.
+    """
     shown = trust.sort_values("pcc_per_gene", ascending=False, kind="stable")
     if most is not None and len(shown) > most:
         first = shown["gene"].isin(list(shown["gene"][:most]))
@@ -174,6 +185,7 @@ def trust_table(trust: pd.DataFrame, most: int | None = None) -> Table:
         [
             str(row["gene"]),
             str(row["trust"]),
+            *([str(row[second[0]])] if second else []),
             number(row["pcc_per_gene"], 2),
             f"{number(row['pcc_low'], 2)} to {number(row['pcc_high'], 2)}",
             percent(row["of_ceiling"]),
@@ -181,20 +193,28 @@ def trust_table(trust: pd.DataFrame, most: int | None = None) -> Table:
         ]
         for _, row in shown.iterrows()
     ]
-    headers = ["gene", "trust", "pcc_per_gene", "range", "of ceiling", *(["in 90 % interval"] if with_coverage else [])]
-    return Table(headers, rows, marks=MARKS)
+    headers = ["gene", "trust", *([second[1]] if second else []), "pcc_per_gene", "range", "of ceiling"]
+    return Table([*headers, *(["in 90 % interval"] if with_coverage else [])], rows, marks=MARKS)
+
+
+def tested_word(study: Study) -> tuple[str, str] | None:
+    """The second word of a gene, where the first is the model's own."""
+    return ("tested", "by the test") if study.trust["expected"].notna().any() else None
 
 
 def trust_words(study: Study) -> list[str]:
     """What the words of the genes rest on."""
-    if study.trust["expected"].any():
-        source = (
-            "The word is the one the model brought along: what it expected before the test, from held-out spots of its "
-            "training sections, the most cautious over folds. The figures beside it are what the test then measured."
-        )
+    rule = f"{RULE[0].upper()}{RULE[1:]}."
+    if tested_word(study):
+        known = "of a known patient" if _same_patient(study) else "of a patient it was not trained on"
+        its = [
+            f"The first word is the one the model brought along: what it expected beforehand {known}, from spots of "
+            "its training sections that were left out; the most cautious of its trainings counts. The second word, and "
+            f"all figures, are what the test then measured. {rule}"
+        ]
     else:
-        source = f"The word follows from the test itself. {RULE[0].upper()}{RULE[1:]}."
-    its = [source, "Range: worst and best tested section."]
+        its = [f"The word follows from the test itself. {rule}"]
+    its.append("Range: worst and best tested section.")
     coverage = study.trust["coverage_90"].mean()
     if pd.notna(coverage):
         its.append(f"Of all measured values {percent(coverage)} lie within the model's 90 % intervals.")
