@@ -217,6 +217,16 @@ def test_it_speaks_of_the_best_network_unless_told_otherwise(study, tmp_path):
     assert "How far to trust ridge" in report(study, tmp_path / "ridge.html", model="ridge").read_text()
 
 
+def test_maps_are_of_genes_that_every_panel_has(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "evaluation")
+    rows = pd.read_csv(folder / "metrics.csv")
+    rows[(rows["gene"] != "ERBB2") | (rows["section"] != "B1")].to_csv(folder / "metrics.csv", index=False)
+    shown = open_study(folder)
+    assert shown.genes == ["KRT19", "CD74"] and "ERBB2" in set(shown.trust["gene"])
+    with refused("gene 'ERBB2' is not in the panels of all tested sections"):
+        open_study(folder, genes=["ERBB2"])
+
+
 def test_an_evaluation_of_the_package_has_curves_and_novelty(real, tmp_path):
     seen = Seen(report(real, tmp_path / "report.html").read_text())
     told = " ".join(str(its["alt"]) for its in seen.pictures())
@@ -248,7 +258,7 @@ def test_a_run_shows_the_card_it_brings(real, tmp_path):
     "options, message",
     [
         ({"model": "stnet"}, "model 'stnet' is not in"),
-        ({"genes": ["ERBB22"]}, "gene 'ERBB22' is not in the panel"),
+        ({"genes": ["ERBB22"]}, "gene 'ERBB22' is not in the panels"),
         ({"section": "Q9"}, "section 'Q9' is not in the tested sections"),
         ({"out": "report.pdf"}, "ends in .html"),
         ({"source": "nowhere"}, "is no evaluation, benchmark or run"),

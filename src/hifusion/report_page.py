@@ -87,7 +87,7 @@ def report(
 def evaluation_parts(study: Study) -> list[Part]:
     """The chapters of a report on an evaluation or benchmark."""
     result, its = study.result, study.scores
-    missing = "No predictions of it were kept in the folder, so nothing can be drawn."
+    missing = "No predictions of it were kept in the folder, or its panels share no gene, so nothing can be drawn."
     drawn, scattered = pictures.maps(study), pictures.scatter(study)
     learned, novel = pictures.learning_of(study), pictures.novelty(study)
     told = cautions(result)

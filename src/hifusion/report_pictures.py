@@ -43,7 +43,7 @@ def learning(runs: Sequence[Path], of: str) -> Picture:
 def maps(study: Study) -> list[Picture]:
     """Measured and predicted maps of the section shown; none where no predictions were kept."""
     labels = [label for label in (study.rival, study.label) if label in study.predictions]
-    if study.label not in labels:
+    if study.label not in labels or not study.genes:
         return []
     shown = ", ".join(map(plain, study.genes))
     word = study.trust.set_index("gene")["trust"]
@@ -65,7 +65,7 @@ def maps(study: Study) -> list[Picture]:
 
 def scatter(study: Study) -> list[Picture]:
     """Predicted against measured, gene by gene; none where no predictions were kept."""
-    if study.label not in study.predictions:
+    if study.label not in study.predictions or not study.genes:
         return []
     few = study.scores["n_spots"] * len(study.genes) <= MOST_VECTORS
     return [

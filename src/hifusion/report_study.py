@@ -60,7 +60,8 @@ def open_study(
     model
         Of which the report speaks; where None the network with the highest ``pcc_per_gene``, else a simple rival.
     genes
-        Whose maps are shown; the markers that are in the panel where None, or else the three best predicted.
+        Whose maps are shown, of those in the panel of every tested section; the markers where None, or else the three
+        best predicted.
     section
         Whose maps are shown; where None the one in the middle by the model's ``pcc_per_gene``.
 
@@ -92,8 +93,9 @@ def open_study(
     predictions = [path for (_, label), path in kept.items() if label in labels]
     trust = measured_trust(its, predictions, runs, known_patient=bool(result["protocol"]["same_patient"]))
     shown = section or str(tested.index[len(tested) // 2])
-    known = list(trust["gene"])
-    refuse_unknown("gene", genes or (), known, f"the panel of {folder}")
+    everywhere = set.intersection(*(set(names) for _, names in its.groupby("section")["gene"]))
+    known = [gene for gene in trust["gene"] if gene in everywhere]
+    refuse_unknown("gene", genes or (), known, f"the panels of all tested sections of {folder}")
     markers = [gene for gene in MARKERS if gene in known]
     simple = board[(board["kind"] == "simple rival") & (board.index != chosen)]
     return Study(
