@@ -95,6 +95,13 @@ def data_words(recipe: Mapping[str, Any], genes: Sequence[int]) -> str:
 def network_words(name: str, recipe: Mapping[str, Any], how_often: str) -> str:
     """How one network was trained."""
     scale = recipe.get("region_mpp")
+    patches = f"H&E patches of {scale:g} µm a pixel" if scale else "H&E patches of the slide's own scale"
+    if recipe["network"] == "hifusion_frozen":  # fitted at once: epochs and rate decide nothing of it
+        return (
+            f"{plain(name)} was fitted by the recipe {plain(recipe['name'])}: HiFusion's levels and attention over "
+            f"features of a frozen encoder ({plain(recipe['encoder'])}) of {patches}, blended with kernel regression "
+            f"on the same features and on the spot's place, by what training spots that were left out tell{how_often}."
+        )
     chosen = {
         "validation": "the epoch with the lowest squared error on spots held out of the test and the training was kept",
         "last": "the last epoch was kept",
@@ -102,8 +109,7 @@ def network_words(name: str, recipe: Mapping[str, Any], how_often: str) -> str:
     return (
         f"{plain(name)} was trained by the recipe {plain(recipe['name'])}: at most {recipe['epochs']} epochs of "
         f"{plain(recipe['optimiser'])} at a learning rate of {recipe['lr']:g}, {recipe['batch_size']} spots a batch"
-        + (f", on H&E patches of {scale:g} µm a pixel" if scale else ", on H&E patches of the slide's own scale")
-        + f"{how_often}; {chosen.get(recipe['selection'], plain(recipe['selection']))}."
+        f", on {patches}{how_often}; {chosen.get(recipe['selection'], plain(recipe['selection']))}."
     )
 
 

@@ -26,6 +26,7 @@ from hifusion.report_words import (
 from hifusion.reporting import cautions, unmarked
 from hifusion.trust_card import MEANINGS, read_card
 
+NO_CURVE = "no log of epochs: it was fitted at once, or its log.csv is gone."
 _RUN_FACTS = (
     "recipe",
     "train",
@@ -128,7 +129,7 @@ def evaluation_parts(study: Study) -> list[Part]:
         ),
         Part(
             "Learning curves",
-            paragraphs=[] if learned else [f"{plain(study.model)} left no run behind, so there is no curve."],
+            paragraphs=[] if learned else [f"{plain(study.model)} left {NO_CURVE}"],
             pictures=learned,
         ),
         Part("Methods, for a paper", paragraphs=evaluation_methods(result)),
@@ -161,7 +162,7 @@ def run_parts(run: Path) -> list[Part]:
             table=_facts_table(facts),
         ),
         _card_part(run),
-        Part("Learning curves", paragraphs=[] if learned else ["The run has no log.csv any more."], pictures=learned),
+        Part("Learning curves", paragraphs=[] if learned else [f"The run has {NO_CURVE}"], pictures=learned),
         Part("Gene panel", paragraphs=[", ".join(panel.genes)]),
         Part("Methods, for a paper", paragraphs=run_methods(facts, len(panel.genes))),
         Part("To be cited", items=references([recipe["network"]])),

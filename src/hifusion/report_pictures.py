@@ -120,5 +120,6 @@ def novelty(study: Study) -> list[Picture]:
 
 
 def learning_of(study: Study) -> list[Picture]:
-    """Learning curves of the model; none where it left no run."""
-    return [learning(study.runs, plain(study.model))] if study.runs else []
+    """Learning curves of the model; none where no run of it was trained epoch by epoch."""
+    logged = [run for run in study.runs if (run / "log.csv").exists()]
+    return [learning(logged, plain(study.model))] if logged else []

@@ -125,5 +125,5 @@ def _leader(result: dict[str, Any], board: pd.DataFrame) -> str:
 
 def _runs_of(folder: Path, model: str, first: str) -> list[Path]:
     """Folders of the model's trainings, those with the label ``first`` first."""
-    found = [path.parent for path in folder.glob("runs/*/*/log.csv") if base_name(path.parent.name) == model]
+    found = [path.parent for path in folder.glob("runs/*/*/run.json") if base_name(path.parent.name) == model]
     return sorted(found, key=lambda run: (run.name != first, natural(run.parent.name), natural(run.name)))
