@@ -19,7 +19,7 @@ HIFUSION := $(BIN)/hifusion
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench docs test browser lint types format clean distclean
+.PHONY: help venv demo bench docs test lint types format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,9 +57,6 @@ docs: $(READY)  ## the documentation as HTML in build/docs, warnings as errors
 
 test: lint types  ## lint, types and the fast tests (PYTEST_ARGS="-m slow" for the slow ones)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-
-browser:  ## what the tests of pages need beside chromium: axe-core from npm, into tests/node_modules
-	npm install --no-save --no-package-lock --prefix tests axe-core@4
 
 lint: $(READY)  ## ruff check and ruff format --check
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Spatial gene expression from H&E slides: prepare, train, evaluate, predict, look.
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
-instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
+instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `adapt`, `evaluate`,
 `benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `map_gene`, `register`,
 `label_report`, `report`, `view`, `reproduce`, `info`, `doctor`.
 """
@@ -14,7 +14,7 @@ from hifusion.errors import InputError
 __version__ = "0.1.0"
 
 _VERBS = (
-    *("BenchmarkSettings", "benchmark", "doctor", "download", "draw", "estimate", "evaluate", "export"),
+    *("BenchmarkSettings", "adapt", "benchmark", "doctor", "download", "draw", "estimate", "evaluate", "export"),
     *(
         "import_sections",
         "info",
