@@ -19,7 +19,7 @@ HIFUSION := $(BIN)/hifusion
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bench test lint types format clean distclean
+.PHONY: help venv demo bench docs test lint types format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +29,7 @@ venv: $(READY)  ## .venv with torch, the package and its tools (again only when 
 # torch goes first and alone: the CPU index is then asked for one package only, and where it cannot be reached pip goes
 # on with what its own configuration offers.
 $(READY): pyproject.toml $(CONSTRAINTS)
-	@echo "installing into .venv: about 1.5 GB, a minute or two"
+	@echo "installing into .venv: about 3 GB, some three minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifneq ($(strip $(CONSTRAINTS)),)
 	$(BIN)/python -m pip install -q --retries 1 --no-deps -c $(CONSTRAINTS) --extra-index-url $(TORCH_INDEX) torch
@@ -51,6 +51,9 @@ endif
 
 bench: $(READY)  ## speed against the published recipe and the processor (quiet machine, 15 minutes); PARTS=network,...
 	$(BIN)/python -m benchmarks $(if $(strip $(PARTS)),--parts $(PARTS))
+
+docs: $(READY)  ## the documentation as HTML in build/docs, warnings as errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 test: lint types  ## lint, types and the fast tests (PYTEST_ARGS="-m slow" for the slow ones)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hifusion import api, trust
+from hifusion import api, trust_card
 from hifusion.appearance import appearance, context
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView
@@ -106,8 +106,8 @@ def test_a_run_is_whole_says_what_was_chosen_and_is_the_same_with_the_same_seed(
 def test_shares_are_told_by_what_is_left_out_where_there_is_something(several: Run, one: Run) -> None:
     assert several.facts["head_share"] != 0.3 and 0 <= several.facts["head_share"] <= 1
     assert 0 < several.facts["strength_in_new_patients"] <= 1
-    assert "trust_new_patient" in pd.read_csv(several.root / trust.FILE)
-    assert "trust_new_patient" not in pd.read_csv(one.root / trust.FILE)
+    assert "trust_new_patient" in pd.read_csv(several.root / trust_card.FILE)
+    assert "trust_new_patient" not in pd.read_csv(one.root / trust_card.FILE)
 
 
 def test_a_new_patient_gets_shrunk_deviations_wider_intervals_and_a_red_card(study: Study, one: Run) -> None:

@@ -185,11 +185,11 @@ def test_a_spot_has_the_colour_of_its_value_on_the_page(tmp_path):
     assert spots(figure, 0).get_cmap().name == CMAP
 
 
-def test_map_gene_takes_values_and_its_own_axes_come_with_a_colour_bar():
+def test_map_gene_takes_a_layer_and_its_own_axes_come_with_a_colour_bar():
     from matplotlib import pyplot as plt
 
     section = predicted(measured_values(), measured=measured_values(2))
-    ax = map_gene(section, "CD74", values=section[:, "CD74"].layers["measured"], title="seen", vmin=-1)
+    ax = map_gene(section, "CD74", layer="measured", title="seen", vmin=-1)
     try:
         drawn = spots(ax.figure, 0)
         assert np.allclose(drawn.get_array(), measured_values(2)[:, 2])
@@ -197,6 +197,14 @@ def test_map_gene_takes_values_and_its_own_axes_come_with_a_colour_bar():
         assert [other.get_ylabel() for other in ax.figure.axes[1:]] == ["log_share"]
     finally:
         plt.close(ax.figure)
+
+
+def test_map_gene_draws_a_column_of_the_spots_in_the_colours_asked_for():
+    section = predicted(measured_values())
+    section.obs["novelty"] = np.linspace(0, 2, N)
+    ax = map_gene(section, "novelty", cmap="viridis", ax=Figure().subplots())
+    drawn = spots(ax.figure, 0)
+    assert np.allclose(drawn.get_array(), np.linspace(0, 2, N)) and drawn.get_cmap().name == "viridis"
 
 
 def test_map_gene_draws_a_measured_section_too():
@@ -311,7 +319,14 @@ def test_a_full_disk_leaves_the_old_picture_and_nothing_half_written(evaluation,
     assert contents(out.parent) == before
 
 
-@pytest.mark.parametrize("count", [3, N + 1])
-def test_values_that_do_not_fit_the_spots_are_refused(count):
-    with refused(f"{count} numbers for {N} spots"):
-        map_gene(predicted(measured_values()), "CD74", values=np.zeros(count), ax=Figure().subplots())
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"color": "CD75"}, "gene 'CD75' is not in section"),
+        ({"color": "section"}, "gene 'section' is not in section"),  # a column of words has no colour scale
+        ({"color": "CD74", "layer": "mesured"}, "layer 'mesured' is not in section"),
+    ],
+)
+def test_what_a_section_lacks_cannot_be_coloured_by(asked, message):
+    with refused(message):
+        map_gene(predicted(measured_values(), measured=measured_values(2)), ax=Figure().subplots(), **asked)

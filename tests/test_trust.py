@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hifusion import trust
-from hifusion.trust import LeftOut, card, marks, read_card
+from hifusion.trust import LeftOut, card, marks
+from hifusion.trust_card import FILE, read_card
 from views import make_view
 
 
@@ -62,12 +62,12 @@ def test_widened_intervals_are_wider_by_that_much() -> None:
 def test_a_card_without_a_new_patient_knows_nothing_of_one(tmp_path: Path) -> None:
     assert read_card(tmp_path) is None
     own = pd.DataFrame({"gene": ["NA", "ERBB2"], "pcc_per_gene": [0.5, np.nan], "trust": ["green", "red"]})
-    own.to_csv(tmp_path / trust.FILE, index=False)
+    own.to_csv(tmp_path / FILE, index=False)
     assert read_card(tmp_path)["trust"].to_dict() == {"NA": "green", "ERBB2": "red"}  # a gene of that name is a gene
     new = read_card(tmp_path, known_patient=False)
     assert set(new["trust"]) == {"red"} and new["pcc_per_gene"].isna().all()
     own.assign(pcc_per_gene_new_patient=[0.2, 0.1], trust_new_patient=["amber", "red"]).to_csv(
-        tmp_path / trust.FILE, index=False
+        tmp_path / FILE, index=False
     )
     assert read_card(tmp_path, known_patient=False)["trust"].tolist() == ["amber", "red"]
     assert read_card(tmp_path)["trust"].tolist() == ["green", "red"]

@@ -1,9 +1,9 @@
 """Spatial gene expression from H&E slides: prepare, train, evaluate, predict, look.
 
 The verbs of the command line are functions here. They are imported when first asked for, so `import hifusion` is
-instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `evaluate`,
-`benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `register`,
-`label_report`, `view`, `reproduce`, `info`, `doctor`.
+instant and does not import torch: `download`, `import_sections`, `synthesise`, `prepare`, `train`, `adapt`, `evaluate`,
+`benchmark`, `plan`, `predict`, `plan_archive`, `predict_archive`, `export`, `plot`, `draw`, `map_gene`, `register`,
+`label_report`, `report`, `view`, `reproduce`, `info`, `doctor`.
 """
 
 from importlib import import_module
@@ -14,11 +14,12 @@ from hifusion.errors import InputError
 __version__ = "0.1.0"
 
 _VERBS = (
-    *("BenchmarkSettings", "benchmark", "doctor", "download", "draw", "estimate", "evaluate", "export"),
+    *("BenchmarkSettings", "adapt", "benchmark", "doctor", "download", "draw", "estimate", "evaluate", "export"),
     *(
         "import_sections",
         "info",
         "label_report",
+        "map_gene",
         "plan",
         "plan_archive",
         "plot",
@@ -26,6 +27,7 @@ _VERBS = (
         "predict_archive",
         "prepare",
         "register",
+        "report",
         "synthesise",
         "train",
         "view",

@@ -16,7 +16,7 @@ from hifusion import (
     estimating,
     evaluation,
     exporting,
-    figures,
+    figure_kinds,
     importing,
     labels,
     plots,
@@ -25,6 +25,7 @@ from hifusion import (
     recipes,
     registration,
     registration_picture,
+    report_page,
     reproduction,
     slide_prediction,
     synth,
@@ -41,9 +42,11 @@ from hifusion.slide_prediction import SlidePlan
 Progress = Callable[[str, int, int], None]  # (what is going on, done, in all)
 
 plot = plots.plot_genes
-draw = figures.draw
+draw = figure_kinds.draw
+map_gene = plots.map_gene
 view = viewer.view
 label_report = labels.label_report
+report = report_page.report
 export = exporting.export
 info = describe.info
 doctor = describe.doctor

@@ -1,7 +1,5 @@
 """What came of an archive of slides: one table, and one page to look at, failed slides first."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from hifusion import files
+from hifusion.pages import document
 from hifusion.slide_jobs import DONE, FAILED, LEFT, PICTURES, SlideJob, thumbnail
 
 
@@ -39,24 +38,11 @@ COLUMNS: dict[str, Column] = {
 _ORDER = (FAILED, LEFT, DONE)  # what is to be looked at comes first
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --page: #fff; --line: #d5dae1; --dim: #5a6675; --bad: #f9dfdc;
-  --warn: #fff4d6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --page: #14181e; --line: #38414d; --dim: #9aa6b4;
-  --bad: #512825; --warn: #40360f; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1700px; margin: 0 auto; padding: 1rem 1.25rem 3rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0; }
-a { color: inherit; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-width: max-content; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { vertical-align: bottom; }
 thead button { all: unset; cursor: pointer; font-weight: 600; text-decoration: underline dotted; }
 thead button:focus-visible { outline: 2px solid; }
 th[aria-sort=ascending] button::after { content: " ▲"; }
 th[aria-sort=descending] button::after { content: " ▼"; }
-tbody tr:last-child > * { border-bottom: 0; }
-.text { text-align: left; max-width: 26rem; overflow-wrap: anywhere; }
+.text { max-width: 26rem; overflow-wrap: anywhere; }
 thead .text { white-space: nowrap; }
 td.name, td.state { min-width: 5rem; }
 td.reason:not(:empty), td.warning:not(:empty) { min-width: 18rem; }
@@ -64,8 +50,7 @@ td.reason:not(:empty), td.warning:not(:empty) { min-width: 18rem; }
 .left .state { color: var(--dim); }
 td.warning:not(:empty) { background: var(--warn); }
 img { max-width: 160px; max-height: 110px; display: block; }
-@media print { :root { color-scheme: light; --ink: #000; --page: #fff; } .scroll { overflow: visible; border: 0; }
-  body { font-size: 8pt; } tr { break-inside: avoid; } }
+@media print { body { font-size: 8pt; } }
 """
 
 # Sorts by the column whose heading is pressed; numbers as numbers, what is empty last.
@@ -118,35 +103,24 @@ def to_html(table: pd.DataFrame, run: str) -> str:
     run
         Names the run in the heading.
     """
-    style, script = (base64.b64encode(hashlib.sha256(its.encode()).digest()).decode() for its in (_STYLE, _SCRIPT))
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src 'self' file:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     shown = [name for name in COLUMNS if name != "slide"]
     ordered = table.assign(rank=table["state"].map(_ORDER.index)).sort_values("rank", kind="stable")
     counts = ", ".join(f"{(table['state'] == state).sum()} {state}" for state in _ORDER)
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Slides: {escape(counts)}</title>",
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
-            f"<h1>{len(table)} slides: {escape(counts)}</h1>",
-            f"<p>Predicted by run {escape(run)}. Novel spots: share that is more unlike the training spots than 95 % "
-            "of held-out ones; a low share is no promise that a prediction is right. A heading sorts.</p>",
-            '<div class="scroll" role="region" aria-label="Slides" tabindex="0">\n<table>\n<thead><tr>',
-            *(f'<th scope="col" class="text">{what}</th>' for what in PICTURES),
-            *(
-                f'<th scope="col"{_class(name)}><button type="button">{escape(COLUMNS[name].title)}</button></th>'
-                for name in shown
-            ),
-            "</tr></thead>\n<tbody>",
-            *(_row(row, shown) for _, row in ordered.iterrows()),
-            f"</tbody>\n</table>\n</div>\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n",
-        ]
-    )
+    body = [
+        f"<h1>{len(table)} slides: {escape(counts)}</h1>",
+        f"<p>Predicted by run {escape(run)}. Novel spots: share that is more unlike the training spots than 95 % "
+        "of held-out ones; a low share is no promise that a prediction is right. A heading sorts.</p>",
+        '<div class="scroll" role="region" aria-label="Slides" tabindex="0">\n<table>\n<thead><tr>',
+        *(f'<th scope="col" class="text">{what}</th>' for what in PICTURES),
+        *(
+            f'<th scope="col"{_class(name)}><button type="button">{escape(COLUMNS[name].title)}</button></th>'
+            for name in shown
+        ),
+        "</tr></thead>\n<tbody>",
+        *(_row(row, shown) for _, row in ordered.iterrows()),
+        "</tbody>\n</table>\n</div>",
+    ]
+    return document(f"Slides: {counts}", "\n".join(body), style=_STYLE, script=_SCRIPT, images="'self' file:")
 
 
 def _row(row: "pd.Series[Any]", shown: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from hifusion.expression import GenePanel
 from hifusion.frames import Frames
 from hifusion.models import MODELS
 from hifusion.novelty import Novelty
-from hifusion.trust import read_card
+from hifusion.trust_card import read_card
 
 ADAPTER = "adapter.safetensors"
 FORMAT = 2  # since 2 a recipe names its network
@@ -121,6 +121,14 @@ class Run:
         placed: nn.Module = model.to(device=device, memory_format=model.config.memory_format).eval()
         return placed
 
+    def __repr__(self) -> str:
+        facts, recipe = self.facts, self.recipe
+        return (
+            f"Run({str(self.root)!r}): {recipe.network} by recipe {recipe.name}, {len(self.panel.genes)} genes from "
+            f"{facts['train_spots']} spots of {', '.join(facts['train'])}; epoch {facts['best_epoch']} of "
+            f"{recipe.epochs}, validation MSE {facts['validation_mse']:.4f}"
+        )
+
     @property
     def sized_recipe(self) -> Recipe:
         """The recipe with a network of as many genes as the panel has."""
@@ -151,7 +159,7 @@ class Run:
         return Frames.open(self.root)
 
     def trust(self, known_patient: bool = True) -> pd.DataFrame | None:
-        """Its trust card, see :func:`hifusion.trust.read_card`; None for a run without one."""
+        """Its trust card, see :func:`hifusion.trust_card.read_card`; None for a run without one."""
         return read_card(self.root, known_patient)
 
     @property

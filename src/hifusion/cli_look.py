@@ -18,6 +18,7 @@ class Kind(StrEnum):
     scatter = "scatter"
     skill = "skill"
     moran = "moran"
+    error = "error"
     figure3 = "figure3"
     within = "2d3d"
 
@@ -32,8 +33,8 @@ def plot(
         Kind,
         typer.Option(
             help="maps: genes on the slide. scatter: predicted against measured. skill: correlations of all genes. "
-            "moran: how smooth. figure3: the paper's markers, all models. 2d3d: between against within patients, two "
-            "folders in this order."
+            "moran: how smooth. error: offset and pattern. figure3: the paper's markers, all models. 2d3d: between "
+            "against within patients, two folders in this order."
         ),
     ] = Kind.maps,
     genes: Annotated[
@@ -61,6 +62,25 @@ def plot(
         over_image=not bare,
     )
     typer.echo(str(path))
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(help="Folder of `hifusion evaluate`, `benchmark` or `train`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Page: .html.")],
+    model: Annotated[str | None, typer.Option(help="Which it speaks of. Default: the best network.")] = None,
+    genes: Annotated[
+        str | None, typer.Option(help="Whose maps it shows, six at most. Default: the markers in the panel.")
+    ] = None,
+    section: Annotated[str | None, typer.Option(help="Whose maps it shows. Default: the one in the middle.")] = None,
+) -> None:
+    """Write what an evaluation, a benchmark or a run says as one page for a biologist: no network, ready to print.
+
+    Example: `hifusion report evaluation -o report.html`
+    """
+    from hifusion import api
+
+    typer.echo(str(api.report(source, out, model=model, genes=listed(genes), section=section)))
 
 
 @app.command()

@@ -113,6 +113,13 @@ class Cohort:
         found = (store.section(name) for name in wanted) if store else reader.read(root, wanted)  # type: ignore[union-attr]
         return cls(root, {section.uns["hifusion"]["section"]: section for section in found}, store)
 
+    def __repr__(self) -> str:
+        patients = ", ".join(dict.fromkeys(info.patient for info in self.infos))
+        return (
+            f"Cohort({str(self.root)!r}): {len(self.sections)} sections (patients {patients}), "
+            f"{len(self.image_digests)} with region patches: {', '.join(self.sections)}"
+        )
+
     @property
     def infos(self) -> list[SectionInfo]:
         """Name and patient of every section."""

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from hifusion import files
+from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
 from hifusion.configuration import Recipe
 from hifusion.costs import network_costs, peak_memory_mib
@@ -89,6 +90,8 @@ class Predicted(NamedTuple):
     costs: dict[str, float]
     intervals: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}
     """Section -> lower and upper ends of the 90 % intervals, ``(N, G)`` each; empty for models without."""
+    novelty: Mapping[str, np.ndarray] = {}
+    """Section -> float32 ``(N,)``, how unlike the training spots each spot is; empty for models without."""
 
 
 @dataclass(frozen=True)
@@ -250,15 +253,17 @@ class Contest:
             predict = simple_models(self.base.encoder)[job.model].baseline.fit(its.fitted_on)
             return Predicted({view.name: predict(view) for view in its.tested}, {})
         assert out is not None
-        say, costs = self._network(job, fold, its, out, progress)
+        say, run, costs = self._network(job, fold, its, out, progress)
         started = time.perf_counter()
         said = {view.name: say(view) for view in its.tested}
         spots = sum(len(outputs.expression) for outputs in said.values())
         costs["predict_spots_per_s"] = spots / (time.perf_counter() - started)
+        distance = run.novelty
         return Predicted(
             {name: outputs.expression for name, outputs in said.items()},
             costs | {"peak_memory_mib": peak_memory_mib()},
             {name: (o.lower, o.upper) for name, o in said.items() if o.lower is not None and o.upper is not None},
+            {name: distance.of(outputs.embedding) for name, outputs in said.items()} if distance else {},
         )
 
     def parts(self, job: Job, fold: Fold) -> tuple[list[SectionView], list[SectionView]]:
@@ -271,7 +276,7 @@ class Contest:
 
     def _network(
         self, job: Job, fold: Fold, its: FoldData, out: Path, progress: Progress | None
-    ) -> tuple[Say, dict[str, float]]:
+    ) -> tuple[Say, Run, dict[str, float]]:
         recipe, seed = self.recipe_of(job), job.seed
         assert seed is not None
         train, validation = self.parts(job, fold)
@@ -306,7 +311,8 @@ class Contest:
         def say(view: SectionView) -> SpotOutputs:
             return predict_all(fast, surroundings, view, precision, progress)
 
-        return _registered(say, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else say, costs
+        blended = _registered(say, its.fitted_on, held_out) if job.model.endswith(REGISTERED) else say
+        return blended, run, costs
 
 
 def _registered(network: Say, fitted_on: Sequence[SectionView], held_out: Sequence[Spots]) -> Say:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hifusion import checkpoint, files, inference, store, trust
+from hifusion import checkpoint, files, inference, store, trust_card
 from hifusion.checkpoint import Run
 from hifusion.errors import InputError
 from hifusion.readers import READERS, find_reader
@@ -92,7 +92,7 @@ def _trust_info(run: Run) -> dict[str, Any]:
         "expected_of_ceiling": _rounded(card["of_ceiling"].mean()),
         "coverage_90": _rounded(card["coverage_90"].mean()),
         "most_trusted": {str(gene): _rounded(value) for gene, value in best["pcc_per_gene"].head(10).items()},
-        "trust_card": str(run.root / trust.FILE),
+        "trust_card": str(run.root / trust_card.FILE),
     }
 
 

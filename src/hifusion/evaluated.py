@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hifusion import files
 from hifusion.errors import InputError, refuse_unknown
 
@@ -18,10 +20,15 @@ Names = Sequence[str] | None  # None: the default choice
 
 def find_predictions(folder: Path) -> dict[tuple[str, str], Path]:
     """(section, label of the model) -> prediction file of an evaluation folder; refused where there is none."""
-    found = {(path.stem, path.parent.name): path for path in sorted(Path(folder).glob("predictions/*/*.h5ad"))}
+    found = list_predictions(folder)
     if not found:
         raise InputError(f"{folder}: no predictions, so nothing to draw or score; give what `hifusion evaluate` wrote")
     return found
+
+
+def list_predictions(folder: Path) -> dict[tuple[str, str], Path]:
+    """(section, label of the model) -> prediction file: what is there, which may be nothing."""
+    return {(path.stem, path.parent.name): path for path in sorted(Path(folder).glob("predictions/*/*.h5ad"))}
 
 
 def choose_models(labels: Sequence[str], models: Names, folder: Path | None) -> list[str]:
@@ -55,3 +62,30 @@ def rank(label: str) -> tuple[Any, ...]:
 def natural(name: str) -> list[tuple[int, str]]:
     """Sort key with numbers by size: C2 before C10."""
     return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
+
+
+def read_table(path: Path, columns: Sequence[str], advice: str) -> pd.DataFrame:
+    """Read a table that a run or an evaluation left.
+
+    Parameters
+    ----------
+    columns
+        That it has to have.
+    advice
+        What a user does who lacks the table.
+
+    Raises
+    ------
+    InputError
+        No such file, one that is no table, or one without rows or without one of the columns.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {advice}")
+    try:
+        table = pd.read_csv(path, dtype={"label": str, "model": str, "patient": str, "gene": str}, keep_default_na=True)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+    missing = [column for column in columns if column not in table]
+    if missing or table.empty:
+        raise InputError(f"{path}: {'lacks ' + ', '.join(missing) if missing else 'has no row'}; {advice}")
+    return table

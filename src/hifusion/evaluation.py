@@ -189,6 +189,8 @@ def save_predictions(contest: Contest, job: Job, fold: Fold, predicted: Predicte
         section.layers["measured"] = view.expression
         if view.name in predicted.intervals:
             section.layers["lower_90"], section.layers["upper_90"] = predicted.intervals[view.name]
+        if view.name in predicted.novelty:
+            section.obs["novelty"] = predicted.novelty[view.name]
         write_section(section, prediction_file(out, job, view.name))
 
 

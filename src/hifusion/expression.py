@@ -44,6 +44,10 @@ class GenePanel:
             twice = sorted({gene for gene in self.genes if self.genes.count(gene) > 1})
             raise InputError(f"the gene panel names {', '.join(twice[:3])} more than once; list each gene once")
 
+    def __repr__(self) -> str:
+        first = ", ".join(self.genes[:4]) + (", ..." if len(self.genes) > 4 else "")
+        return f"GenePanel of {len(self.genes)} genes ({self.rule}): {first}"
+
     @property
     def digest(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the ordered gene names."""

@@ -3,11 +3,11 @@
 Everything is read from the folder that `hifusion evaluate` leaves; nothing here runs a model.
 """
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,12 +16,13 @@ from hifusion import files, metrics
 from hifusion.curves import LINES, gene_means
 from hifusion.errors import InputError, plain, refuse_unknown
 from hifusion.evaluated import ORDER, Names, base_name, choose_models, find_predictions, natural, rank
-from hifusion.plots import Map, check_out, choose_genes, draw_blocks, plot_genes, read_maps, save
+from hifusion.plots import Map, axes_or_new, check_out, choose_genes, draw_blocks, read_maps, save
 from hifusion.section import read_section
 
 PAPER_GENES = ("ERBB2", "KRT19", "CD74")
 GENES_2D_3D = ("ERBB2", "KRT19", "TMSB10")
 MOST_COLUMNS = 4  # panels side by side; more go into further rows
+CEILING = "ceiling"
 MOST_LEGEND = 12  # sections named in a legend; of more only the number is told
 
 
@@ -53,6 +54,51 @@ def plot_gene_scatter(
         No predictions, or a gene, section or model that is not there.
     """
     check_out(out, dpi)
+    its = _read_spots(folder, model, genes, sections)
+    shown = list(map(str, next(iter(its.truth.values()))))
+    figure, axes = _grid(len(shown), 2.8, 3.05)
+    for ax, gene in zip(axes, shown, strict=True):
+        _scatter(ax, gene, its)
+    figure.supxlabel(f"measured ({its.unit})", fontsize=9, parse_math=False)
+    figure.supylabel(f"predicted ({its.unit})", fontsize=9, parse_math=False)
+    figure.suptitle(
+        f"{plain(its.label)}  ·  {_number(len(its.truth), 'section')}", fontsize=10, fontweight="bold", parse_math=False
+    )
+    if len(its.truth) <= MOST_LEGEND:
+        _legend(figure, axes[0])
+    return save(figure, out, dpi)
+
+
+def gene_scatter(
+    folder: Path, color: str, *, model: str | None = None, sections: Names = None, ax: Axes | None = None
+) -> Axes:
+    """Draw one panel of :func:`plot_gene_scatter` on axes.
+
+    Parameters
+    ----------
+    color
+        The gene.
+    ax
+        Axes to draw on; a new pyplot figure where None.
+    """
+    its = _read_spots(folder, model, [color], sections)
+    ax = axes_or_new(ax)
+    _scatter(ax, color, its)
+    ax.set_xlabel(f"measured ({its.unit})", parse_math=False)
+    ax.set_ylabel(f"predicted ({its.unit})", parse_math=False)
+    return ax
+
+
+class _Spots(NamedTuple):
+    """What one model says of some genes, by section."""
+
+    label: str
+    truth: dict[str, pd.DataFrame]
+    guess: dict[str, pd.DataFrame]
+    unit: str
+
+
+def _read_spots(folder: Path, model: str | None, genes: Names, sections: Names) -> _Spots:
     folder = Path(folder)
     found = find_predictions(folder)
     labels = sorted({label for _, label in found}, key=rank)
@@ -68,26 +114,21 @@ def plot_gene_scatter(
             raise InputError(f"section {plain(name)}: nothing was measured in {folder}; give a folder of an evaluation")
     truth = {name: table.to_df("measured") for name, table in tables.items()}
     guess = {name: table.to_df() for name, table in tables.items()}
-    colours = _colours(len(tables))
-    size = float(np.clip(4000 / sum(map(len, truth.values())), 1.5, 14))
-    unit = plain(next(iter(tables.values())).uns["hifusion"]["normalisation"])
-    figure, axes = _grid(len(shown), 2.8, 3.05)
-    for ax, gene in zip(axes, shown, strict=True):
-        for name, colour in zip(tables, colours, strict=True):
-            ax.scatter(truth[name][gene], guess[name][gene], s=size, color=colour, alpha=0.65, lw=0, label=plain(name))
-        x, y = (np.concatenate([its[gene] for its in side.values()]) for side in (truth, guess))
-        own = [metrics.pcc_per_gene(guess[n][[gene]].to_numpy(), truth[n][[gene]].to_numpy())[0] for n in tables]
-        score = f"pcc_per_gene {np.nan_to_num(own).mean():+.2f}   MSE {np.square(y - x).mean():.3f}"
-        _identity(ax, np.concatenate([x, y]))
-        _title(ax, gene, score)
-    figure.supxlabel(f"measured ({unit})", fontsize=9, parse_math=False)
-    figure.supylabel(f"predicted ({unit})", fontsize=9, parse_math=False)
-    figure.suptitle(
-        f"{plain(label)}  ·  {_number(len(tables), 'section')}", fontsize=10, fontweight="bold", parse_math=False
-    )
-    if len(tables) <= MOST_LEGEND:
-        _legend(figure, axes[0])
-    return save(figure, out, dpi)
+    return _Spots(label, truth, guess, plain(next(iter(tables.values())).uns["hifusion"]["normalisation"]))
+
+
+def _scatter(ax: Axes, gene: str, its: _Spots) -> None:
+    size = float(np.clip(4000 / sum(map(len, its.truth.values())), 1.5, 14))
+    for name, colour in zip(its.truth, _colours(len(its.truth)), strict=True):
+        truth, guess = its.truth[name][gene], its.guess[name][gene]
+        ax.scatter(truth, guess, s=size, color=colour, alpha=0.65, lw=0, label=plain(name))
+    x, y = (np.concatenate([table[gene] for table in side.values()]) for side in (its.truth, its.guess))
+    own = [
+        metrics.pcc_per_gene(its.guess[name][[gene]].to_numpy(), its.truth[name][[gene]].to_numpy())[0]
+        for name in its.truth
+    ]
+    _identity(ax, np.concatenate([x, y]))
+    _title(ax, gene, f"pcc_per_gene {np.nan_to_num(own).mean():+.2f}   MSE {np.square(y - x).mean():.3f}")
 
 
 def plot_skill_distribution(folder: Path, out: Path, *, models: Names = None, dpi: int = 150) -> Path:
@@ -102,15 +143,33 @@ def plot_skill_distribution(folder: Path, out: Path, *, models: Names = None, dp
         No ``metrics.csv`` in the folder, or a model that is not in it.
     """
     check_out(out, dpi)
+    rows = _skill_rows(folder, models)
+    figure = Figure(figsize=(7.2, 1.1 + 0.42 * len(rows)), layout="constrained", facecolor="white")
+    _draw_skill(figure.subplots(), rows)
+    return save(figure, out, dpi)
+
+
+def skill_distribution(folder: Path, *, models: Names = None, ax: Axes | None = None) -> Axes:
+    """Draw on axes what :func:`plot_skill_distribution` draws; on a new figure where ``ax`` is None."""
+    rows = _skill_rows(folder, models)
+    ax = axes_or_new(ax)
+    _draw_skill(ax, rows)
+    return ax
+
+
+def _skill_rows(folder: Path, models: Names) -> dict[str, np.ndarray]:
+    """Correlation of every gene, by model, and at last the ceiling where it is known."""
     skill = gene_means(folder, ("pcc_per_gene", "ceiling"), models)
     rows = {name: skill.loc[name, "pcc_per_gene"].to_numpy() for name in skill.index.unique("model")}
     ceiling = skill["ceiling"].groupby("gene").mean().dropna().to_numpy()
-    rows |= {"ceiling": ceiling} if ceiling.size else {}
-    figure = Figure(figsize=(7.2, 1.1 + 0.42 * len(rows)), layout="constrained", facecolor="white")
-    ax = figure.subplots()
+    return rows | ({CEILING: ceiling} if ceiling.size else {})
+
+
+def _draw_skill(ax: Axes, rows: dict[str, np.ndarray]) -> None:
+    ceiling = rows.get(CEILING, np.empty(0))
     jitter = np.random.default_rng(0)
     for row, (name, values) in enumerate(rows.items()):
-        colour = "0.45" if name == "ceiling" else LINES[2] if _null(name) else LINES[0]
+        colour = "0.45" if name == CEILING else LINES[2] if _null(name) else LINES[0]
         if np.ptp(values) > 0:
             drawn = ax.violinplot(values, [row], orientation="horizontal", widths=0.8, showextrema=False)
             drawn["bodies"][0].set(facecolor=colour, alpha=0.25, linewidth=0)  # type: ignore[index]
@@ -125,9 +184,8 @@ def plot_skill_distribution(folder: Path, out: Path, *, models: Names = None, dp
         ax.axvline(ceiling.mean(), color="0.45", ls="--", lw=1, zorder=0)
     ax.axvline(0, color="0.8", lw=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [plain(name, 32) for name in rows], fontsize=9, parse_math=False)
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"pcc_per_gene of {_number(skill.index.unique('gene').size, 'gene')}")
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"pcc_per_gene of {_number(max(map(len, rows.values())), 'gene')}")
     ax.spines[["top", "right"]].set_visible(False)
-    return save(figure, out, dpi)
 
 
 def plot_moran_retention(folder: Path, out: Path, *, models: Names = None, dpi: int = 150) -> Path:
@@ -306,67 +364,3 @@ def _legend(figure: Figure, ax: Axes) -> None:
 
 def _number(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def draw(
-    kind: str,
-    source: Sequence[Path],
-    out: Path,
-    *,
-    genes: Sequence[str] | None = None,
-    sections: Sequence[str] | None = None,
-    models: Sequence[str] | None = None,
-    over_image: bool = True,
-) -> Path:
-    """Draw one of the figures of an evaluation or benchmark folder; returns ``out``.
-
-    Parameters
-    ----------
-    kind
-        ``"maps"`` (:func:`hifusion.plots.plot_genes`), or of ``hifusion.figures``: ``"scatter"``, ``"skill"``,
-        ``"moran"``, ``"figure3"``, ``"2d3d"`` (two folders: between patients, then within).
-    models
-        Names or labels; ``"scatter"`` and ``"2d3d"`` show one.
-
-    Raises
-    ------
-    InputError
-        Options that this kind does not have, or what the figure itself refuses.
-    """
-    given: dict[str, Any] = {"genes": genes, "sections": sections, "models": models}
-    allowed = _FIGURES[kind].options
-    needless = [name for name, value in given.items() if value is not None and name not in allowed]
-    if needless:
-        raise InputError(f"--{needless[0]} is not for --kind {kind}; leave it out, it has {', '.join(allowed)}")
-    folders = _FIGURES[kind].folders
-    if folders and len(source) != folders:
-        raise InputError(f"--kind {kind}: {len(source)} given; give {folders} evaluation folder{'s' * (folders > 1)}")
-    options: dict[str, Any] = {
-        allowed[name]: value[0] if allowed[name] in ("model", "section") else value
-        for name, value in given.items()
-        if value is not None
-    }
-    if _FIGURES[kind].over_image:
-        options["over_image"] = over_image
-    sources = source if folders else [source[0] if len(source) == 1 else source]
-    path: Path = _FIGURES[kind].draw(*sources, out, **options)
-    return path
-
-
-class _Figure(NamedTuple):
-    draw: Callable[..., Path]
-    options: dict[str, str]
-    """What can be chosen -> keyword of the function; for a single one the first name counts."""
-    folders: int
-    """Evaluation folders it takes; 0: any source of maps."""
-    over_image: bool
-
-
-_FIGURES: dict[str, _Figure] = {
-    "maps": _Figure(plot_genes, {name: name for name in ("genes", "sections", "models")}, 0, True),
-    "scatter": _Figure(plot_gene_scatter, {"genes": "genes", "sections": "sections", "models": "model"}, 1, False),
-    "skill": _Figure(plot_skill_distribution, {"models": "models"}, 1, False),
-    "moran": _Figure(plot_moran_retention, {"models": "models"}, 1, False),
-    "figure3": _Figure(plot_paper_figure3, {"genes": "genes", "sections": "section", "models": "models"}, 1, True),
-    "2d3d": _Figure(plot_2d_against_3d, {"genes": "genes", "sections": "section", "models": "model"}, 2, True),
-}

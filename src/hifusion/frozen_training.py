@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hifusion import checkpoint, data, files, run_folder, trust
+from hifusion import checkpoint, data, files, run_folder, trust, trust_card
 from hifusion.appearance import seen_of
 from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView, mean_profile
@@ -86,7 +86,7 @@ def fit_frozen(
     checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
     spots = [(view, np.arange(len(view.expression))) for view in train]
     card = trust.card(spots, panel.genes, recipe.normalisation, left_out)
-    files.write_text(out / trust.FILE, card.to_csv(index=False))
+    files.write_text(out / trust_card.FILE, card.to_csv(index=False))
     seconds = round(time.perf_counter() - started, 3)
     errors = left_out["known"].expression - seen.expression
     found = {

@@ -1,68 +1,30 @@
 """The leaderboard as one page, HTML or Markdown: cautions, table, pairs, genes won, and what every column means."""
 
-import base64
-import hashlib
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from hifusion.comparison import DIFFER, FEWEST_UNITS, NOT_TOLD_APART
 from hifusion.leaderboard import COLUMNS, COST_COLUMNS
-from hifusion.reporting import cautions
+from hifusion.pages import Part, Table, chapters, document
+from hifusion.reporting import cautions, unmarked
 
 # What stands before the difference of a pair, so that colour is not needed to read it.
 _BETTER, _WORSE, _SAME, _UNKNOWN = "▲", "▼", "≈", "?"
-_CLASSES = {_BETTER: "better", _WORSE: "worse"}
+_MARKS = {_BETTER: "good", _WORSE: "bad"}
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --page: #fff; --line: #d5dae1; --dim: #5a6675; --stripe: #f5f7f9;
-  --better: #d8efdd; --worse: #f9dfdc; --warn: #fff4d6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --page: #14181e; --line: #38414d; --dim: #9aa6b4;
-  --stripe: #1b2129; --better: #1d4129; --worse: #512825; --warn: #40360f; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1600px; margin: 0 auto; padding: 1rem 1.25rem 3rem; }
-h1 { font-size: 1.5rem; margin: .5rem 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { max-width: 75ch; margin: .5rem 0; }
-.warn { background: var(--warn); padding: .4rem .7rem; border-radius: 4px; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; max-width: max-content; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { vertical-align: bottom; }
 td { white-space: nowrap; }
-tbody tr:last-child > * { border-bottom: 0; }
 tbody th { position: sticky; left: 0; background: var(--page); font-weight: 600;
   min-width: 7.5rem; max-width: 14rem; overflow-wrap: break-word; }
-.text { text-align: left; white-space: normal; max-width: 60ch; }
-.muted > * { color: var(--dim); background: var(--stripe); font-style: italic; }
-.better { background: var(--better); }
-.worse { background: var(--worse); }
-@media print { :root { color-scheme: light; --ink: #000; --page: #fff; --line: #999; --dim: #444; --stripe: #f3f3f3;
-    --better: #d8efdd; --worse: #f9dfdc; --warn: #fff4d6; }
+.text { white-space: normal; max-width: 60ch; }
+@media print {
   @page { size: A4 landscape; margin: 10mm; }
   body { font-size: 9pt; } main { padding: 0; } table { font-size: 6.5pt; } th, td { padding: 1pt 3pt; }
   tbody th { min-width: 0; }
-  td { white-space: normal; } .scroll { overflow: visible; border: 0; } tr { break-inside: avoid; }
-  h2 { break-after: avoid; } .better, .worse, .warn { print-color-adjust: exact; } }
+  td { white-space: normal; } }
 """
-
-
-class Table(NamedTuple):
-    """A table as plain text, not yet escaped; the first column names its rows, ``muted`` are rows that rank nowhere."""
-
-    headers: list[str]
-    rows: list[list[str]]
-    muted: frozenset[int] = frozenset()
-
-
-class Part(NamedTuple):
-    """A chapter of the page, as plain text; ``warnings`` stand out."""
-
-    title: str
-    warnings: list[str]
-    paragraphs: list[str]
-    table: Table
 
 
 def to_html(
@@ -83,26 +45,8 @@ def to_html(
     pairs, wins, gap
         From :func:`hifusion.comparison.paired_differences`, ``gene_wins`` and, where there is one, ``selection_gap``.
     """
-    allowed = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
-    body = []
-    for level, part in enumerate(_parts(result, board, pairs, wins, gap)):
-        heading = "h2" if level else "h1"
-        body.append(f"<{heading}>{escape(part.title)}</{heading}>")
-        body += [f'<p class="warn">{escape(text)}</p>' for text in part.warnings]
-        body += [f"<p>{escape(text)}</p>" for text in part.paragraphs]
-        body.append(_html_table(part.table, part.title))
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Leaderboard: {escape(result['protocol']['name'])}</title>",
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
-            *body,
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
+    body = chapters(_parts(result, board, pairs, wins, gap))
+    return document(f"Leaderboard: {result['protocol']['name']}", body, style=_STYLE)
 
 
 def to_markdown(
@@ -118,9 +62,11 @@ def to_markdown(
         lines.append(f"{'##' if level else '#'} {_markdown(part.title)}")
         lines += [f"**{_markdown(text)}**" for text in part.warnings]
         lines += [_markdown(text) for text in part.paragraphs]
+        if part.table is None:
+            continue
         rows = [part.table.headers, *part.table.rows]
         table = ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
-        table.insert(1, "|" + "|".join(" --- " if text else " ---: " for text in _are_text(part.table)) + "|")
+        table.insert(1, "|" + "|".join(" --- " if text else " ---: " for text in part.table.are_text) + "|")
         lines.append("\n".join(table))
     return "\n\n".join(lines) + "\n"
 
@@ -168,8 +114,7 @@ def _about(result: dict[str, Any], board: pd.DataFrame) -> list[str]:
 
 
 def _warnings(result: dict[str, Any], board: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
-    # The cautions are Markdown; here they are plain text.
-    found = [caution.replace("**", "").replace("`", "") for caution in cautions(result)]
+    found = [unmarked(caution) for caution in cautions(result)]
     if len(pairs) and pairs["units"].iloc[0] < FEWEST_UNITS:
         found.append(
             f"Only {pairs['units'].iloc[0]} {pairs['over'].iloc[0]}: below {FEWEST_UNITS} no two models can be told "
@@ -220,7 +165,9 @@ def _matrix(board: pd.DataFrame, pairs: pd.DataFrame) -> Table:
             cells[row[one], row[other]] = f"{_mark(its, row['metric'], row['verdict'])} {its:+.3f}"
     compared = {model for pair in cells for model in pair}
     names = [model for model in board["model"] if model in compared]
-    return Table(["", *names], [[one, *(cells.get((one, other), "") for other in names)] for one in names])
+    return Table(
+        ["", *names], [[one, *(cells.get((one, other), "") for other in names)] for one in names], marks=_MARKS
+    )
 
 
 def _pair_table(pairs: pd.DataFrame) -> Table:
@@ -251,29 +198,6 @@ def _gap(gap: pd.DataFrame) -> Part:
         ],
         Table(["model", "score", "published habit", "honest", "gap"], rows),
     )
-
-
-def _html_table(table: Table, title: str) -> str:
-    text = [' class="text"' if is_text else "" for is_text in _are_text(table)]
-    lines = [
-        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0">\n<table>\n<thead><tr>',
-        *(f'<th scope="col"{its}>{escape(name)}</th>' for name, its in zip(table.headers, text, strict=True)),
-        "</tr></thead>\n<tbody>",
-    ]
-    for number, (name, *cells) in enumerate(table.rows):
-        lines.append('<tr class="muted">' if number in table.muted else "<tr>")
-        lines.append(f'<th scope="row"{text[0]}>{escape(name)}</th>')
-        for cell, its in zip(cells, text[1:], strict=True):
-            mark = _CLASSES.get(cell[:1])
-            lines.append(f"<td{f' class={mark}' if mark else its}>{escape(cell)}</td>")
-        lines.append("</tr>")
-    return "".join([*lines, "</tbody>\n</table>\n</div>"])
-
-
-def _are_text(table: Table) -> list[bool]:
-    """Whether each column is words: then it is set flush left."""
-    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.headers)
-    return [place == 0 or any(map(str.isalpha, "".join(cells))) for place, cells in enumerate(columns)]
 
 
 def _markdown(text: str) -> str:

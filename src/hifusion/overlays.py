@@ -86,7 +86,7 @@ def draw_novelty(section: AnnData, out: Path) -> Path:
     known = values[np.isfinite(values)]
     told = f"novelty: {(known > 1).mean():.0%} of {len(values):,} spots above 1" if known.size else "novelty: not known"
     figure, (ax,) = _panels(section, 1)
-    map_gene(section, "novelty", ax=ax, values=values, cmap=NOVELTY_CMAP, vmin=0, vmax=2, title=told)
+    map_gene(section, "novelty", ax=ax, cmap=NOVELTY_CMAP, vmin=0, vmax=2, title=told)
     _colour_bar(ax, "1: as unlike as 95 % of held-out spots")
     return save(figure, out, DPI)
 

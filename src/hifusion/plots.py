@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
@@ -138,56 +139,65 @@ def draw_blocks(
 
 def map_gene(
     section: AnnData,
-    gene: str,
+    color: str,
     *,
+    layer: str | None = None,
     ax: Axes | None = None,
-    values: np.ndarray | None = None,
     cmap: str = CMAP,
     vmin: float | None = None,
     vmax: float | None = None,
     over_image: bool = True,
     title: str | None = None,
 ) -> Axes:
-    """Draw one gene of one section, measured or predicted, and return the axes.
+    """Draw one gene, or a column of ``obs``, of one section, measured or predicted, and return the axes.
 
     Parameters
     ----------
+    color
+        A gene, or a column of ``obs`` with numbers such as ``"novelty"``; as :func:`scanpy.pl.spatial` takes it.
+    layer
+        Of a gene, such as ``"measured"``; ``X`` where None.
     ax
         Axes to draw on; a new pyplot figure with a colour bar where None.
-    values
-        ``(N,)`` to colour the spots by, such as ``section[:, gene].layers["measured"]``; ``X`` of the gene where None.
     vmin, vmax
         Ends of the colour scale; the 1st and 99th percentile of the values where None.
     over_image
         As in :func:`gene_figure`.
     title
-        The gene where None.
+        ``color`` where None.
 
     Raises
     ------
     InputError
-        The section lacks the gene, or ``values`` do not fit its spots.
+        The section lacks the gene and the column, or the layer.
     """
-    if values is None:
-        refuse_unknown("gene", [gene], section.var_names, f"section {plain(section.uns['hifusion']['section'])}")
-        values = _column(section, gene)
-    values = np.asarray(values, dtype=np.float64).ravel()
-    if values.shape != (section.n_obs,):
-        raise InputError(f"values has {values.size} numbers for {section.n_obs} spots; give one for each spot")
+    facts = section.uns["hifusion"]
+    its_columns = [name for name in section.obs if pd.api.types.is_numeric_dtype(section.obs[name])]
+    refuse_unknown("gene", [color], [*section.var_names, *its_columns], f"section {plain(facts['section'])}")
+    refuse_unknown("layer", [layer] if layer else [], section.layers, f"section {plain(facts['section'])}")
+    of_gene = color in section.var_names
+    values = _column(section, color, layer) if of_gene else section.obs[color].to_numpy(dtype=np.float64)
     low, high = _colour_range(values)
     scale = Normalize(low if vmin is None else vmin, high if vmax is None else vmax)
-    if alone := ax is None:
-        from matplotlib import pyplot as plt  # here only: a notebook shows what pyplot made, files need no pyplot
-
-        ax = plt.subplots()[1]
+    drawn = axes_or_new(ax)
     backdrop = _backdrop(section, over_image)
-    spots = _draw_map(ax, section, values, backdrop, scale, over_image, cmap)
-    _scale_bar(ax, section, backdrop)
-    ax.set_title(plain(gene) if title is None else title, parse_math=False)
-    if alone:
-        bar = ax.figure.colorbar(spots, ax=ax, shrink=0.7, extend="both")
-        bar.set_label(plain(section.uns["hifusion"]["normalisation"]), parse_math=False)
-    return ax
+    spots = _draw_map(drawn, section, values, backdrop, scale, over_image, cmap)
+    _scale_bar(drawn, section, backdrop)
+    drawn.set_title(plain(color) if title is None else title, parse_math=False)
+    if ax is None:
+        bar = drawn.figure.colorbar(spots, ax=drawn, shrink=0.7, extend="both")
+        bar.set_label(plain(facts["normalisation"]) if of_gene else "", parse_math=False)
+    return drawn
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """``ax``, or the axes of a new pyplot figure, which a notebook shows."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt  # here only: files need no pyplot
+
+    new: Axes = plt.subplots(layout="constrained")[1]
+    return new
 
 
 def _draw_row(

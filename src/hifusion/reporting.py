@@ -100,6 +100,11 @@ def cautions(result: dict[str, Any]) -> list[str]:
     return found
 
 
+def unmarked(text: str) -> str:
+    """A sentence of :func:`cautions` as plain text."""
+    return text.replace("**", "").replace("`", "")
+
+
 def _legend(result: dict[str, Any]) -> str:
     any_model = next(iter(result["models"].values()))
     over = any_model["interval_over"]

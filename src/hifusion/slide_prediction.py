@@ -55,6 +55,13 @@ class SlidePlan:
     average_within_um: float | None
     facts: dict[str, Any]
 
+    def __repr__(self) -> str:
+        its = self.facts
+        return (
+            f"SlidePlan({str(self.slide.path)!r}): {its['spots']:,} spots over {its['tissue_mm2']:g} mm2 of tissue at "
+            f"{its['mpp']:.3g} um per pixel, {its['genes']} genes, about {its['minutes']:g} minutes"
+        )
+
 
 def plan_slide(
     run: Run,

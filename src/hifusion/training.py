@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hifusion import checkpoint, data, devices, files, memory, run_folder, trust
+from hifusion import checkpoint, data, devices, files, memory, run_folder, trust, trust_card
 from hifusion.allocator import keep_freed_memory
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
@@ -279,7 +279,7 @@ def _end(
     network.load_state_dict({name: tensor for name, tensor in selected.items() if name != "train_mean"})
     said = _save_novelty(out, network, surroundings, held_out, facts["precision"])
     card = trust.card(held_out, panel.genes, surroundings.recipe.normalisation, {"known": _left_out(said, held_out)})
-    files.write_text(out / trust.FILE, card.to_csv(index=False))
+    files.write_text(out / trust_card.FILE, card.to_csv(index=False))
     recomputed = [row["epoch"] for row in log if row.get("recomputed")]
     facts = facts | {
         "devices": sorted({row.get("devices", 1) for row in log}),

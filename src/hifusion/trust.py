@@ -6,7 +6,6 @@ is red in every gene, unless the run was trained on several patients and could l
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +14,8 @@ import pandas as pd
 from hifusion import data, metrics
 from hifusion.cohort import SectionView
 from hifusion.expression import normalisation
+from hifusion.trust_card import AMBER, GREEN, MEANINGS
 
-FILE = "trust.csv"
-GREEN, AMBER = 0.3, 0.1
 COVERED = 0.9  # of measurements lie within the intervals, 5 % below and 5 % above
 COVERS = (0.8, 0.97)  # coverage outside is no longer what an interval says
 OFFSETS = {"known": 0.12, "new": 2.2}
@@ -25,7 +23,7 @@ OFFSETS = {"known": 0.12, "new": 2.2}
 variance within a section: what a run that has seen only one of them must expect. Measured on the counts of the her2st
 patients without an image here (A, D to H; `tests/test_trust_real.py`)."""
 _DRAWS = 200
-_MARKS = ("green", "amber", "red")
+_MARKS = tuple(MEANINGS)
 
 
 class LeftOut(NamedTuple):
@@ -111,25 +109,6 @@ def marks(low: np.ndarray, coverage: np.ndarray) -> list[str]:
     covers = (coverage >= COVERS[0]) & (coverage <= COVERS[1])
     level = np.where((low >= GREEN) & covers, 0, np.where(low >= AMBER, 1, 2))
     return [_MARKS[number] for number in level]
-
-
-def read_card(folder: Path, known_patient: bool = True) -> pd.DataFrame | None:
-    """The card of a run folder, indexed by gene, for patients it was trained on or for all others; None without one.
-
-    Where patients were never left out, the card of a new patient knows nothing: NaN and red.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return None
-    table = pd.read_csv(path, index_col="gene", keep_default_na=False, na_values=[""])
-    own = [str(name) for name in table if not str(name).endswith("_new_patient")]
-    if known_patient:
-        return table[own]
-    if "trust_new_patient" not in table:
-        unknown = table[own].assign(trust="red")
-        unknown[[name for name in own if name != "trust"]] = np.nan
-        return unknown
-    return table[[f"{name}_new_patient" for name in own]].set_axis(own, axis=1)
 
 
 def _skill(
