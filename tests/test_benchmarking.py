@@ -32,7 +32,7 @@ PATIENCE_S = 120
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("benchmark")
-    api.prepare(write_her2st(root / "raw"), root / "store", region_px=32)
+    api.prepare(write_her2st(root / "raw"), root / "store", recipe="tiny", region_px=32)
     return root / "store"
 
 

@@ -39,7 +39,7 @@ def edit_json(path: Path, change: Callable[[dict], object]) -> None:
 
 def test_a_complete_run_holds_just_these_files(complete: Path) -> None:
     """In particular no state to resume from, and no part of a file."""
-    kept = {"run.json", "panel.json", "log.csv", "weights.safetensors", "novelty.safetensors"}
+    kept = {"run.json", "panel.json", "log.csv", "weights.safetensors", "novelty.safetensors", "trust.csv"}
     assert {path.name for path in complete.iterdir()} == kept
 
 

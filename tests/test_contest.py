@@ -12,6 +12,7 @@ from fabricate import refused, write_her2st
 from hifusion import api, contest, protocols
 from hifusion.cohort import Cohort
 from hifusion.contest import SHUFFLED, Contest, Job
+from hifusion.inference import SpotOutputs
 from hifusion.protocols import Fold, Protocol
 from hifusion.recipes import recipe_for, recipes_for
 from hifusion.simple_models import SIMPLE
@@ -28,7 +29,7 @@ SMALL = (
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sections A1, A2 and B1 with images, B2 of counts alone."""
     root = tmp_path_factory.mktemp("contest")
-    api.prepare(write_her2st(root / "raw"), root / "store", region_px=32)
+    api.prepare(write_her2st(root / "raw"), root / "store", recipe="tiny", region_px=32)
     return root / "store"
 
 
@@ -183,9 +184,9 @@ def test_the_shuffled_null_looks_up_what_it_was_trained_on(cohort, tmp_path, mon
     its = plan(cohort)
     fold, given = its.folds[0], []
 
-    def predict(network: Any, surroundings: Any, view: Any, *_: Any) -> np.ndarray:
+    def predict(network: Any, surroundings: Any, view: Any, *_: Any) -> SpotOutputs:
         given.append(surroundings.train)
-        return np.zeros_like(view.expression)
+        return SpotOutputs(np.zeros_like(view.expression), np.zeros((len(view.expression), 1), dtype=np.float32))
 
     monkeypatch.setattr(contest, "predict_all", predict)
     for job in (Job(SHUFFLED, 0), Job("histogene", 0)):

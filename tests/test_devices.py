@@ -220,7 +220,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_command_line_starts_its_own_processes_and_prints_once(tmp_path: Path) -> None:
     write_her2st(tmp_path / "raw")
-    api.prepare(tmp_path / "raw", tmp_path / "store", region_px=32)
+    api.prepare(tmp_path / "raw", tmp_path / "store", recipe="tiny", region_px=32)
     changes = [word for change in SMALL for word in ("--set", change)]
     words = ["train", tmp_path / "store", "-o", tmp_path / "run", "--recipe", "tiny", *changes, "--devices", "2"]
     start = [sys.executable, "-m", "hifusion", *map(str, words), "--json"]

@@ -29,7 +29,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("store") / "store"
-    api.prepare(raw, out, region_px=32)
+    api.prepare(raw, out, recipe="tiny", region_px=32)
     return out
 
 
@@ -143,7 +143,7 @@ def test_same_image_under_another_name_is_refused_as_a_leak(raw, tmp_path):
     root, out = tmp_path / "raw", tmp_path / "store"
     shutil.copytree(raw, root)
     shutil.copy(image_file(root, "A1"), image_file(root, "B1"))
-    api.prepare(root, out, region_px=32)
+    api.prepare(root, out, recipe="tiny", region_px=32)
     ask = {"protocol": "leave_one_patient_out", "models": ["ridge"], "recipe": "tiny", "overrides": ["panel_size=10"]}
     with refused("A1", "B1", "same image"):
         api.evaluate(out, **ask)

@@ -81,7 +81,7 @@ def test_a_network_leaves_a_complete_run_that_predicts(name, study, tmp_path):
     """Opened again, the run says the same; ST-Net, whose DenseNet is large, trains for one epoch."""
     epochs = 1 if name == "stnet" else 2
     run = fit_short(name, study, tmp_path / "run", epochs=epochs)
-    files = {"run.json", "panel.json", "log.csv", "weights.safetensors", "novelty.safetensors"}
+    files = {"run.json", "panel.json", "log.csv", "weights.safetensors", "novelty.safetensors", "trust.csv"}
     assert {path.name for path in run.root.iterdir()} == files
     log = read_log(run.root)
     assert len(log) == epochs and all(np.isfinite(float(value)) for row in log for value in row.values())

@@ -21,7 +21,7 @@ COVERS = (0.8, 0.97)  # coverage outside is no longer what an interval says
 OFFSETS = {"known": 0.12, "new": 2.2}
 """Squared difference of a gene's mean between two sections of a patient, and between two patients, in units of its
 variance within a section: what a run that has seen only one of them must expect. Measured on the counts of the her2st
-patients without an image here (A, D to H; `tests/test_trust_real.py`)."""
+patients without an image here (A, D to H; `tests/test_recommended_real.py`)."""
 _DRAWS = 200
 _MARKS = tuple(MEANINGS)
 
