@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
 
-# Which benchmarks to run (all where empty): network, data, preparation, epochs, slide, int8, scaling.
+# Which benchmarks to run (all where empty): network, data, preparation, epochs, slide, int8, recommended, scaling.
 PARTS ?=
 
 # What the demo runs on: nothing (a synthetic cohort), or a folder of real sections, and where its results go.

@@ -31,6 +31,7 @@ PARTS = {
     "epochs": "(e) training end to end",
     "slide": "(d) slide to file",
     "int8": "what 8 bits cost on a real section",
+    "recommended": "the recommended recipe: a slide seen, a training",
     "scaling": "(g) cost against spots, slide area and genes",
 }
 """Name -> what it measures, in the order they run: `slide` and `int8` predict with the run that `epochs` trains."""

@@ -139,7 +139,7 @@ EXTRAS = {
     "parquet": "pyarrow",
     "spatialdata": "spatialdata",
     "rivals": "monai",
-    "encoders": "efficientnet_lite_pytorch",
+    "encoders": "transformers",
     "registration": "SimpleITK",
     "labels": "sklearn",
     "download": "pooch",

@@ -25,7 +25,6 @@ class Rival(NamedTuple):
 
 def simple_models(encoder: str) -> dict[str, Rival]:
     """Nulls and simple rivals by name; ``encoder`` is that of ``features_ridge``."""
-    lite = encoder.startswith("efficientnet")
     return {name: Rival(baseline) for name, baseline in BASELINES.items()} | {
         "features_ridge": Rival(
             Baseline(
@@ -34,7 +33,6 @@ def simple_models(encoder: str) -> dict[str, Rival]:
                 False,
                 f"ridge regression on features of a frozen encoder ({encoder})",
             ),
-            *(("efficientnet_lite_pytorch", "encoders") if lite else ()),
         ),
         "neighbour_section": Rival(
             Baseline(fit_neighbour_section, True, False, "expression of the patient's measured sections, laid over"),
