@@ -43,8 +43,8 @@ ifeq ($(strip $(DATA)),)
 	$(HIFUSION) prepare $(OUT)/raw $(OUT)/store --recipe tiny
 	$(HIFUSION) evaluate --data $(OUT)/store --protocol leave_one_patient_out --model hifusion --recipe tiny -o $(OUT)/evaluation
 else
-	$(HIFUSION) prepare $(DATA) $(OUT)/store --recipe quick --sections $(SECTIONS)
-	$(HIFUSION) evaluate --data $(OUT)/store --protocol first_section --model hifusion --recipe quick -o $(OUT)/evaluation
+	$(HIFUSION) prepare $(DATA) $(OUT)/store --sections $(SECTIONS)
+	$(HIFUSION) evaluate --data $(OUT)/store --protocol first_section -o $(OUT)/evaluation
 endif
 	$(HIFUSION) plot $(OUT)/evaluation -o $(OUT)/maps.png
 	@echo "report: $(OUT)/evaluation/report.md   gene maps: $(OUT)/maps.png"

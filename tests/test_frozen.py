@@ -154,6 +154,8 @@ def test_info_shows_the_card_in_short(one: Run) -> None:
     facts = api.info(one.root)
     assert sum(facts["trust"].values()) == 12 and facts["trust_in_new_patients"]["red"] == 12
     assert facts["network"] == "hifusion_frozen" and len(facts["most_trusted"]) == 10
+    assert "best_epoch" not in facts and facts["head_share"] == 0.3
+    assert "epoch" not in repr(one)
 
 
 def test_what_has_no_meaning_for_a_frozen_trunk_is_refused(study: Study, one: Run) -> None:

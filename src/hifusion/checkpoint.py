@@ -123,10 +123,11 @@ class Run:
 
     def __repr__(self) -> str:
         facts, recipe = self.facts, self.recipe
+        epoch = "" if facts["best_epoch"] is None else f"epoch {facts['best_epoch']} of {recipe.epochs}, "
         return (
             f"Run({str(self.root)!r}): {recipe.network} by recipe {recipe.name}, {len(self.panel.genes)} genes from "
-            f"{facts['train_spots']} spots of {', '.join(facts['train'])}; epoch {facts['best_epoch']} of "
-            f"{recipe.epochs}, validation MSE {facts['validation_mse']:.4f}"
+            f"{facts['train_spots']} spots of {', '.join(facts['train'])}; {epoch}"
+            f"validation MSE {facts['validation_mse']:.4f}"
         )
 
     @property

@@ -70,7 +70,8 @@ def _run_info(path: Path) -> dict[str, Any]:
         "normalisation": run.recipe.normalisation,
         "genes": len(run.panel.genes),
         "panel_rule": run.panel.rule,
-        **{key: run.facts[key] for key in shown},
+        **{key: run.facts[key] for key in shown if run.facts[key] is not None},
+        **{key: run.facts[key] for key in ("head_share", "strength_in_new_patients") if key in run.facts},
         **_trust_info(run),
         **({"adapted_to": run.facts["adapted_to"]} if "adapted_to" in run.facts else {}),
         "devices": run.facts.get("devices", [1]),  # runs of earlier versions had one

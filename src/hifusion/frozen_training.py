@@ -95,7 +95,7 @@ def fit_frozen(
         "head_share": round(float(network.head_share), 4),
         "strength_in_new_patients": round(float(network.strength), 4),
         "validation_mse": float(np.square(errors).mean()),
-        "best_epoch": 0,
+        "best_epoch": None,  # it has no epochs
     }
     files.write_json(out / "run.json", facts | found)
     return Run.open(out)

@@ -189,14 +189,20 @@ def _card_part(run: Path) -> Part:
     )
 
 
+def _epoch_rows(facts: dict[str, Any]) -> dict[str, str]:
+    return {
+        "epoch chosen on": names(facts["validation"]) or "held-out blocks of the training sections",
+        "epoch kept": f"{facts['best_epoch']}, counted from 0, of {facts['recipe']['epochs']}",
+    }
+
+
 def _facts_table(facts: dict[str, Any]) -> Table:
     recipe, spots = facts["recipe"], facts.get("spots", {})
     rows = {
         "recipe": f"{recipe['name']} (values: {recipe['source']})",
         "trained on": names(facts["train"]),
-        "epoch chosen on": names(facts["validation"]) or "held-out blocks of the training sections",
-        "epoch kept": f"{facts['best_epoch']}, counted from 0, of {recipe['epochs']}",
-        "MSE on held-out spots": f"{facts['validation_mse']:.4f}",
+        **({} if facts["best_epoch"] is None else _epoch_rows(facts)),
+        "MSE on left-out spots": f"{facts['validation_mse']:.4f}",
         "expression": str(recipe["normalisation"]),
         "spot": f"{spots['spot_diameter_um']:g} µm, {spots['pitch_um']:g} µm apart" if spots else "not told",
         "seed": str(facts["seed"]),
