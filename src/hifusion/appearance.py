@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from hifusion.cohort import SectionView
@@ -23,7 +22,7 @@ from hifusion.frames import Frames
 from hifusion.models.frozen import STATISTICS, TOKENS, FrozenConfig
 from hifusion.models.fused import fast_dtype
 from hifusion.models.hifusion import split_tiles, stitch_tiles
-from hifusion.patch_statistics import REACH, of_region, standardise
+from hifusion.patch_statistics import neighbour_mean, of_region, standardise
 
 Progress = Callable[[str, int, int], None]  # (what, spots done, spots in all)
 BATCH_SIZE = 8
@@ -111,19 +110,14 @@ def context(view: SectionView, seen: np.ndarray, radii_um: tuple[float, ...]) ->
     seen
         ``(N, F)``.
     radii_um
-        A mean of radius ``r`` weighs every spot of the section by ``exp(-(distance / r)^2)``.
+        Of the neighbourhoods, see :func:`hifusion.patch_statistics.neighbour_mean`.
 
     Returns
     -------
     np.ndarray
         float32 ``(N, 1 + len(radii_um), F)``, the spots themselves first.
     """
-    tree, found = KDTree(view.centres_px), [seen]
-    for radius_um in radii_um:
-        radius_px = radius_um / view.mpp
-        near = tree.sparse_distance_matrix(tree, REACH * radius_px, output_type="coo_matrix").tocsr()
-        near.data = np.exp(-((near.data / radius_px) ** 2))
-        found.append((near @ seen) / np.asarray(near.sum(axis=1)))
+    found = [seen, *(neighbour_mean(view, seen, radius_um) for radius_um in radii_um)]
     return np.stack([standardise(values)(values) for values in found], axis=1).astype(np.float32)
 
 

@@ -123,14 +123,16 @@ def with_neighbours(view: SectionView, statistics: np.ndarray) -> np.ndarray:
     statistics
         ``(N, K)``, one row per spot of ``view``.
     """
-    tree = KDTree(view.centres_px)
-    means = []
-    for radius_um in NEIGHBOUR_RADII_UM:
-        radius_px = radius_um / view.mpp
-        near = tree.sparse_distance_matrix(tree, REACH * radius_px, output_type="coo_matrix").tocsr()
-        near.data = np.exp(-((near.data / radius_px) ** 2))
-        means.append((near @ statistics) / np.asarray(near.sum(axis=1)))
+    means = [neighbour_mean(view, statistics, radius_um) for radius_um in NEIGHBOUR_RADII_UM]
     return np.concatenate([statistics, *means], axis=1)
+
+
+def neighbour_mean(view: SectionView, values: np.ndarray, radius_um: float) -> np.ndarray:
+    """Mean of values ``(N, K)`` over each spot's neighbourhood, itself included, ``exp(-(distance / r)^2)`` each."""
+    tree, radius_px = KDTree(view.centres_px), radius_um / view.mpp
+    near = tree.sparse_distance_matrix(tree, REACH * radius_px, output_type="coo_matrix").tocsr()
+    near.data = np.exp(-((near.data / radius_px) ** 2))
+    return np.asarray((near @ values) / np.asarray(near.sum(axis=1)))
 
 
 def standardise(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
