@@ -163,6 +163,9 @@ def test_what_has_no_meaning_for_a_frozen_trunk_is_refused(study: Study, one: Ru
     for asked in ({"int8": True}, {"average_symmetries": True}):
         with pytest.raises(InputError, match="frozen trunk"):
             api.predict(one.root, section, **asked)
+    for asked in ({"device_count": 2}, {"recompute": True}):
+        with pytest.raises(InputError, match="fitted at once"):
+            fit(study.recipe, study.panel, [study.views["A1"]], [], study.root / "no", store=None, **asked)
     with pytest.raises(InputError, match="epochs is unknown"):
         recipe("recommended", overrides=["epochs=3"])
     with pytest.raises(InputError, match="has no slide"):

@@ -150,6 +150,8 @@ def fit(
     """
     out = Path(out)
     if MODELS[recipe.network].fitted_at_once:
+        if device_count * nodes > 1 or recompute:
+            raise InputError(f"recipe {recipe.name} is fitted at once: leave --devices, --nodes and --recompute out")
         both = [*train, *validation]  # nothing is selected on a section: what is chosen is chosen by leaving some out
         both = shuffled(both, seed) if shuffle_targets else both
         return fit_frozen(
