@@ -5,7 +5,6 @@ learned from what the run's prediction misses at the measured spots, and shrunk 
 offset of a gene towards 0 by the spread of its errors, the directions by a penalty chosen on spots left out.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,10 +150,8 @@ def adapt(
         "pcc_per_gene_before": float(np.nan_to_num(pcc_per_gene(before[rest], measured[rest])).mean()),
         "pcc_per_gene_after": float(np.nan_to_num(pcc_per_gene(after[rest], measured[rest])).mean()),
     }
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(run.root, part)
-    save_adapter(part, adapter)
-    files.write_json(part / "run.json", run.facts | {"adapted_to": gain, "adapted_from": run.id})
-    os.replace(part, out)
+    with files.replacing_folder(out) as part:
+        shutil.copytree(run.root, part, dirs_exist_ok=True)
+        save_adapter(part, adapter)
+        files.write_json(part / "run.json", run.facts | {"adapted_to": gain, "adapted_from": run.id})
     return gain
