@@ -191,7 +191,7 @@ def _card_part(run: Path) -> Part:
 
 def _epoch_rows(facts: dict[str, Any]) -> dict[str, str]:
     return {
-        "epoch chosen on": names(facts["validation"]) or "held-out blocks of the training sections",
+        "epoch chosen on": names(facts["validation"]) or "left-out spots of the training sections",
         "epoch kept": f"{facts['best_epoch']}, counted from 0, of {facts['recipe']['epochs']}",
     }
 

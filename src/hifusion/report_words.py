@@ -151,12 +151,12 @@ def models_table(study: Study) -> Table:
 def folds_table(study: Study) -> Table:
     """Which sections were trained on and which tested, fold by fold."""
     return Table(
-        ["fold", "trained on", "epoch chosen on", "tested on"],
+        ["fold", "trained on", "chosen on", "tested on"],
         [
             [
                 plain(fold["name"]),
                 names(fold["train"]),
-                names(fold["validation"]) or "held-out blocks of the training sections",
+                names(fold["validation"]) or "left-out spots of the training sections",
                 names(fold["test"]),
             ]
             for fold in study.result["folds"]

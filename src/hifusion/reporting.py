@@ -61,7 +61,7 @@ def markdown(result: dict[str, Any], genes: pd.DataFrame) -> str:
         "## Folds",
         "\n".join(
             f"- {fold['name']}: trained on {', '.join(fold['train'])}; selected on "
-            f"{', '.join(fold['validation']) or 'held-out blocks of the training sections'}; "
+            f"{', '.join(fold['validation']) or 'left-out spots of the training sections'}; "
             f"tested on {', '.join(fold['test'])}"
             for fold in result["folds"]
         ),
