@@ -13,7 +13,10 @@ from hifusion.recipe_tables import NETWORKS, RECIPES, RIVALS
 
 __all__ = ["NETWORKS", "RECIPES", "RIVALS", "Recipe", "recipe", "recipe_for", "recipes_for"]
 
-_EPOCHS = ("epochs", "schedule", "min_lr", "batches", "augment", "average_symmetries", "selection", "start_at_mean")
+_NOT_AT_ONCE = (
+    *("epochs", "schedule", "min_lr", "batches", "augment", "average_symmetries", "selection", "start_at_mean"),
+    *("optimiser", "momentum", "validation_fraction", "precision", "model.channels"),
+)
 """What a network that is fitted at once does not look at."""
 
 
@@ -106,7 +109,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     known += [f"model.{name}" for name in values["model"] if name != "n_genes"]
     known += [f"loss.{name}" for name in loss_options(values["network"])]
     if MODELS[values["network"]].fitted_at_once:
-        known = [name for name in known if name not in _EPOCHS]
+        known = [name for name in known if name not in _NOT_AT_ONCE]
     if key not in known:
         raise InputError(f"--set {key} is unknown{_nearest(key, known)}")
     group, dot, name = key.partition(".")
