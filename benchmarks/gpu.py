@@ -20,10 +20,9 @@ from hifusion import training
 from hifusion.cohort import SectionView
 from hifusion.expression import GenePanel
 from hifusion.inference import best_device, fast_network, resolve_precision
-from hifusion.prediction import predict_all, run_precision
+from hifusion.prediction import predict_all, run_precision, run_surroundings
 from hifusion.recipes import recipe
 from hifusion.store import Store
-from hifusion.surroundings import Surroundings
 
 REGION_PX = 448
 
@@ -97,7 +96,7 @@ def _protocol(spots: int, epochs: int, folds: int, genes: int) -> dict[str, obje
             precision = run_precision(run)
             network = fast_network(run.network(best_device()), precision)
             for view in tested:
-                predict_all(network, Surroundings(run.sized_recipe, ()), view, precision)
+                predict_all(network, run_surroundings(run), view, precision)
             seen += run.facts["train_spots"] * epochs
     seconds = time.perf_counter() - started
     return {

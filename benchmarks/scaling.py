@@ -21,8 +21,7 @@ from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView
 from hifusion.costs import peak_memory_mib
 from hifusion.inference import fast_network, resolve_precision
-from hifusion.prediction import predict_all, run_precision
-from hifusion.surroundings import Surroundings
+from hifusion.prediction import predict_all, run_precision, run_surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fabricate_slides import tissue_painter, write_pyramid
@@ -46,7 +45,7 @@ def _spots(trained: Run, view: SectionView) -> list[Row]:
     """Rows of the store again and again, through the network that predicts."""
     precision = run_precision(trained)
     network = fast_network(trained.network(torch.device("cpu")), precision)
-    surroundings = Surroundings(trained.sized_recipe, ())
+    surroundings = run_surroundings(trained)
 
     def predict(times: int) -> None:
         rows = np.arange(SPOTS * times) % len(view.centres_px)

@@ -23,6 +23,7 @@ from hifusion.models.frozen import STATISTICS, TOKENS, FrozenConfig
 from hifusion.models.fused import fast_dtype
 from hifusion.models.hifusion import split_tiles, stitch_tiles
 from hifusion.patch_statistics import neighbour_mean, of_region, standardise
+from hifusion.slide import Slide
 
 Progress = Callable[[str, int, int], None]  # (what, spots done, spots in all)
 BATCH_SIZE = 8
@@ -62,10 +63,12 @@ def appearance(
     in_levels = len(config.grids) * TOKENS * channels
     shape = (len(centres), in_levels + 2 * len(config.windows) * channels + STATISTICS)
 
-    def windows(side_px: int, at: float) -> Iterator[Tensor]:
-        return slide_regions(image, centres, region_px=side_px, shrink=at, batch_size=BATCH_SIZE)
-
     def rows() -> Iterator[np.ndarray]:
+        slide = Slide(image)  # one for all windows: a JPEG is decoded once
+
+        def windows(side_px: int, at: float) -> Iterator[Tensor]:
+            return slide_regions(slide, centres, region_px=side_px, shrink=at, batch_size=BATCH_SIZE)
+
         reads = [windows(min(side, seen), shrink * max(side / seen, 1.0)) for side, seen in config.windows]
         for region, *others in zip(windows(config.region_px, shrink), *reads, strict=True):
             start = (config.region_px - config.spot_px) // 2

@@ -27,12 +27,11 @@ from hifusion.comparison import gene_wins, paired_differences, selection_gap
 from hifusion.contest import TEST_EPOCH, Contest, Job, Predicted
 from hifusion.errors import InputError, plain
 from hifusion.estimating import job_seconds
-from hifusion.evaluation import Scores, prediction_file, save_predictions, score, write_scores
+from hifusion.evaluation import Scores, prediction_file, read_predictions, save_predictions, score, write_scores
 from hifusion.leaderboard import leaderboard
 from hifusion.leaderboard_page import to_html, to_markdown
 from hifusion.processes import end_with_starter, shared_environment
 from hifusion.protocols import Fold
-from hifusion.section import read_section
 
 SETTINGS = "benchmark.json"
 FORMAT = 1
@@ -334,20 +333,8 @@ def _finished(contest: Contest, out: Path, failed: dict[str, str]) -> Iterator[t
     for fold in contest.folds:
         for job in contest.jobs:
             if job.label not in broken:
-                read = {name: read_section(prediction_file(out, job, name)) for name in fold.test}
-                yield (
-                    fold,
-                    job,
-                    Predicted(
-                        {name: section.X for name, section in read.items()},
-                        files.read_json(_job_file(out, job, fold, ".json"))["costs"],
-                        {
-                            name: (section.layers["lower_90"], section.layers["upper_90"])
-                            for name, section in read.items()
-                            if "lower_90" in section.layers
-                        },
-                    ),
-                )
+                costs = files.read_json(_job_file(out, job, fold, ".json"))["costs"]
+                yield fold, job, read_predictions(job, fold, out, costs)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -57,9 +57,8 @@ def read_regions(view: SectionView, rows: np.ndarray, region_px: int | None = No
 class _SlidePatches(Dataset[Tensor | str]):
     """Batches of region patches around positions of a slide, read in the process that asks for them."""
 
-    def __init__(self, path: Path, batches: Sequence[np.ndarray], region_px: int, shrink: float) -> None:
-        self.path, self.batches, self.region_px, self.shrink = path, batches, region_px, shrink
-        self.slide: Slide | None = None
+    def __init__(self, slide: Slide, batches: Sequence[np.ndarray], region_px: int, shrink: float) -> None:
+        self.slide, self.batches, self.region_px, self.shrink = slide, batches, region_px, shrink
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -67,7 +66,6 @@ class _SlidePatches(Dataset[Tensor | str]):
     def __getitem__(self, index: int) -> Tensor | str:
         # What goes wrong in a worker comes back as the message: raised there, torch would wrap it in a traceback.
         try:
-            self.slide = self.slide or Slide(self.path)
             cut = [self.slide.read_patch(x, y, self.region_px, self.shrink)[0] for x, y in self.batches[index]]
         except InputError as error:
             return str(error)
@@ -75,12 +73,14 @@ class _SlidePatches(Dataset[Tensor | str]):
 
 
 def slide_regions(
-    path: Path, centres_px: np.ndarray, *, region_px: int, shrink: float, batch_size: int, workers: int = 0
+    slide: Path | Slide, centres_px: np.ndarray, *, region_px: int, shrink: float, batch_size: int, workers: int = 0
 ) -> Iterator[Tensor]:
     """Region patches around positions of a slide, in order: batches of uint8 ``(B, 3, R, R)``, channels last in memory.
 
     Parameters
     ----------
+    slide
+        Its file; or a slide, which then is not decoded anew for each kind of region that is read of it.
     centres_px
         (x, y) in full-resolution pixels, ``(N, 2)``.
     shrink
@@ -95,8 +95,9 @@ def slide_regions(
         The slide cannot be read.
     """
     groups = [centres_px[start : start + batch_size] for start in range(0, len(centres_px), batch_size)]
-    patches = _SlidePatches(path, groups, region_px, shrink)
-    decoded_whole = Slide(path).image.reader == "pillow"
+    opened = slide if isinstance(slide, Slide) else Slide(slide)
+    patches = _SlidePatches(opened, groups, region_px, shrink)
+    decoded_whole = opened.image.reader == "pillow"
     for region in DataLoader(patches, batch_size=None, num_workers=0 if decoded_whole else workers):
         if isinstance(region, str):
             raise InputError(region)

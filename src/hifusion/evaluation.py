@@ -26,7 +26,7 @@ from hifusion.contest import (
 from hifusion.errors import InputError
 from hifusion.expression import normalisation, panel_counts
 from hifusion.protocols import Fold
-from hifusion.section import predicted_section, write_section
+from hifusion.section import predicted_section, read_section, write_section
 from hifusion.simple_models import simple_models
 
 FORMAT = 2
@@ -192,6 +192,17 @@ def save_predictions(contest: Contest, job: Job, fold: Fold, predicted: Predicte
         if view.name in predicted.novelty:
             section.obs["novelty"] = predicted.novelty[view.name]
         write_section(section, prediction_file(out, job, view.name))
+
+
+def read_predictions(job: Job, fold: Fold, out: Path, costs: dict[str, float]) -> Predicted:
+    """What :func:`save_predictions` wrote of a fold, but for what no score is made of."""
+    read = {name: read_section(prediction_file(out, job, name)) for name in fold.test}
+    intervals = {
+        name: (section.layers["lower_90"], section.layers["upper_90"])
+        for name, section in read.items()
+        if "lower_90" in section.layers
+    }
+    return Predicted({name: section.X for name, section in read.items()}, costs, intervals)
 
 
 def prediction_file(out: Path, job: Job, section: str) -> Path:

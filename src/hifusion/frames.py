@@ -53,7 +53,7 @@ class Frames:
                 "pitch_px": view.pitch_px,
                 "spot_diameter_um": view.spot_diameter_um,
                 "image_digest": view.image_digest,
-                "centres_px": np.round(view.centres_px, 3).tolist(),
+                "centres_px": view.centres_px.tolist(),
             }
             for view in frames.sections
         ]
@@ -106,7 +106,8 @@ def _pictured(view: SectionView, path: Path) -> SectionView:
         "pitch_px": view.pitch_px * view.mpp / um,
         "spot_diameter_um": view.spot_diameter_um,
         "image_digest": hashlib.sha256(buffer.getvalue()).hexdigest(),
-        "centres_px": view.centres_px * view.mpp / um,
+        # As the table keeps them: a registration is known by them, and is not found anew when the run is opened.
+        "centres_px": np.round(view.centres_px * view.mpp / um, 3),
     }
     return _view(row, path)
 

@@ -207,8 +207,8 @@ def spot_outputs(
 ) -> Iterator[SpotOutputs]:
     """What the run's network says of a section's spots from ``first`` on, batch by batch.
 
-    Other arguments are those of :func:`predict_section`. A network that looks at the surroundings of a spot is given
-    the whole section, whose patches are then all in memory.
+    Other arguments are those of :func:`predict_section`. What a network needs beside a spot's patch is made of the
+    whole section before the first batch; patches are then all in memory, but for a network that reads the slide itself.
     """
     recipe, precision = run.sized_recipe, run_precision(run)
     centres, its = section.obsm["spatial"], MODELS[recipe.network]
@@ -223,31 +223,29 @@ def spot_outputs(
             workers=workers,
         )
 
-    network = run.network(best_device())
     if its.fitted_at_once and (int8 or average_symmetries):
         raise InputError(
             f"{run.root}: --int8 and --average-symmetries are for networks that learn to see; {recipe.network} has a "
             "frozen trunk: leave them out"
         )
-    if its.fitted_at_once:
-        surroundings = run_surroundings(run)
-        surroundings.progress = progress
-        view, rows = _view(run, section, slide, shrink, None), np.arange(first, section.n_obs)
-        yield from spots_by_batch(network, surroundings, view, rows, precision)
-        return
+    network = run.network(best_device())
     if int8:
         spread = np.unique(np.linspace(0, len(centres) - 1, CALIBRATION_SPOTS).round().astype(int))
         network = for_int8(network, regions_at(centres[spread], 0))
     else:
         network = fast_network(network, precision)
-    regions = regions_at(centres if its.needs else centres[first:], workers)
     average_symmetries = average_symmetries or recipe.average_symmetries
     if not its.needs:
+        regions = regions_at(centres[first:], workers)
         yield from forward_regions(network, regions, precision=precision, average_symmetries=average_symmetries)
         return
-    view = _view(run, section, slide, shrink, np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in regions]))
-    surroundings = Surroundings(replace(recipe, average_symmetries=average_symmetries), ())
-    yield predict_spots(network, surroundings, view, np.arange(first, section.n_obs), precision)
+    pixels = None  # of a slide that the network's inputs are read from
+    if not its.fitted_at_once:
+        pixels = np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in regions_at(centres, workers)])
+    surroundings = run_surroundings(replace(run, recipe=replace(run.recipe, average_symmetries=average_symmetries)))
+    surroundings.progress = progress
+    view = _view(run, section, slide, shrink, pixels)
+    yield from spots_by_batch(network, surroundings, view, np.arange(first, section.n_obs), precision)
 
 
 def _view(run: Run, section: AnnData, slide: Path, shrink: float, regions: np.ndarray | None) -> SectionView:

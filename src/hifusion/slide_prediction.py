@@ -26,6 +26,7 @@ from hifusion.checkpoint import Run
 from hifusion.costs import host_peak_mib
 from hifusion.errors import InputError
 from hifusion.lattice import lattice_section
+from hifusion.models import MODELS
 from hifusion.prediction import patch_shrink, predict_section, spot_outputs
 from hifusion.slide import Slide
 from hifusion.tissue import TissueMask, find_tissue, read_mask, write_mask
@@ -202,8 +203,9 @@ def _spot_table(section: AnnData) -> pd.DataFrame:
 
 def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, int8: bool, workers: int) -> float:
     """Reading and network together, on patches from the middle of the section."""
-    size = run.recipe.batch_size
-    some = section[section.n_obs // 2 :][: size * (PROBE_BATCHES + 1)].copy()
+    # The first batch warms up; of a network that looks at a whole section, it waits for what is made for all of them.
+    warm = 0 if MODELS[run.recipe.network].needs else 1
+    some = section[section.n_obs // 2 :][: run.recipe.batch_size * (PROBE_BATCHES + warm)].copy()
     slide, shrink = Path(section.uns["hifusion"]["image"]), patch_shrink(run, section)
     started, spots, seconds = time.perf_counter(), [], []
     for batch in spot_outputs(
@@ -212,5 +214,5 @@ def _spots_per_second(run: Run, section: AnnData, average_symmetries: bool, int8
         spots.append(len(batch.expression))
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
-    warm = 1 if len(spots) > 1 else 0  # the first batch warms up
+    warm = min(warm, len(spots) - 1)
     return sum(spots[warm:]) / sum(seconds[warm:])

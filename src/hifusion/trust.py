@@ -46,24 +46,33 @@ class LeftOut(NamedTuple):
         rows
             Spots to take them from; all where None.
         """
-        some = slice(None) if rows is None else rows
-        errors = (measured[some] - self.expression[some]) / self.expected[some]
-        # Each with the share of n + 1 that a new spot needs (split conformal prediction).
-        edge = min((1 - COVERED) / 2, 0.5) * (1 - 1 / len(errors))
-        return np.quantile(errors, [edge, 1 - edge], axis=0) * self.widened
+        errors = self._errors(measured)
+        return _edges(errors if rows is None else errors[rows]) * self.widened
+
+    def _errors(self, measured: np.ndarray) -> np.ndarray:
+        """In units of the expected one, ``(N, G)``."""
+        return np.asarray((measured - self.expression) / self.expected)
 
     def coverage(self, measured: np.ndarray) -> np.ndarray:
         """Share of each gene's measurements within intervals made from the other folds, ``(G,)``."""
+        errors, folds = self._errors(measured), np.unique(self.fold)
         inside = np.zeros(measured.shape, dtype=bool)
-        folds = np.unique(self.fold)
         if len(folds) < 2:  # nothing to make the intervals from
             return np.full(measured.shape[1], np.nan)
         for fold in folds:
             own = self.fold == fold
-            low, high = self.quantiles(measured, ~own) / self.widened
-            errors = (measured[own] - self.expression[own]) / self.expected[own]
-            inside[own] = (errors >= low) & (errors <= high)
+            low, high = _edges(errors[~own])
+            inside[own] = (errors[own] >= low) & (errors[own] <= high)
         return np.asarray(inside.mean(axis=0))
+
+
+def _edges(errors: np.ndarray) -> np.ndarray:
+    """Where 5 % and 95 % of errors ``(N, G)`` lie, each with the share of N + 1 that a new spot needs, ``(2, G)``.
+
+    Split conformal prediction.
+    """
+    edge = (1 - COVERED) / 2 * (1 - 1 / len(errors))
+    return np.asarray(np.quantile(errors, [edge, 1 - edge], axis=0))
 
 
 def card(
@@ -83,21 +92,18 @@ def card(
     """
     measured = np.concatenate([view.expression[rows] for view, rows in spots]).astype(np.float64)
     of = normalisation(unit).of
-    ceilings = [
-        metrics.ceiling(view.counts, view.total_counts, of) for view, _ in spots if view.counts is not None
-    ] or [np.full(len(genes), np.nan)]
+    ceilings = [metrics.ceiling(view.counts, view.total_counts, of) for view, _ in spots if view.counts is not None]
+    ceiling = np.mean(ceilings, axis=0) if ceilings else np.full(len(genes), np.nan)
     table: dict[str, Any] = {"gene": list(genes)}
     for kind, its in left_out.items():
         ending = "" if kind == "known" else "_new_patient"
         skill, low, high = _skill(spots, its.expression, measured)
         coverage = its.coverage(measured)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = skill / np.where(np.mean(ceilings, axis=0) > 0, np.mean(ceilings, axis=0), np.nan)
         table |= {
             f"pcc_per_gene{ending}": skill,
             f"pcc_low{ending}": low,
             f"pcc_high{ending}": high,
-            f"of_ceiling{ending}": share,
+            f"of_ceiling{ending}": skill / np.where(ceiling > 0, ceiling, np.nan),
             f"coverage_90{ending}": coverage,
             f"trust{ending}": marks(low, coverage),
         }
