@@ -62,13 +62,20 @@ def share_of(fabric: Fabric) -> Share:
 
 @contextmanager
 def ending_together(fabric: Fabric) -> Iterator[None]:
-    """End the processes that this one has started when it fails: they would wait for it."""
+    """Leave the group at the end, and end the processes that this one has started when it fails: they would wait.
+
+    Gloo's threads may still hold tensors of the last exchange when the interpreter ends, which aborts the process
+    (https://github.com/pytorch/pytorch/pull/179291). Leaving the group waits for them.
+    """
     try:
         yield
     except BaseException:
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.kill()
         raise
+    finally:
+        if fabric.world_size > 1:
+            torch.distributed.destroy_process_group()
 
 
 def by_first(fabric: Fabric, do: Callable[[], T]) -> T:
