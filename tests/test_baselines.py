@@ -212,11 +212,13 @@ def test_statistics_are_kept_for_the_same_pixels_and_not_for_others(monkeypatch)
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 1000))
-def test_neighbour_means_are_gaussian_weighted_and_hold_the_spot_itself(seed):
+@given(st.integers(0, 1000), st.sampled_from([7, 512]))
+def test_neighbour_means_are_gaussian_weighted_and_hold_the_spot_itself(seed, at_once):
     random = np.random.default_rng(seed)
     view, values = section(0, 30, images=False), random.normal(size=(30, 2))
-    found = patch_statistics.with_neighbours(view, values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patch_statistics, "SPOTS_AT_ONCE", at_once)
+        found = patch_statistics.with_neighbours(view, values)
     squares = np.square(view.centres_px[:, None] - view.centres_px[None]).sum(axis=-1)
     np.testing.assert_array_equal(found[:, :2], values)
     for i, radius_px in enumerate((300, 700)):  # at 0.688 um/px

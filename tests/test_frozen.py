@@ -1,5 +1,6 @@
 """The recommended network: fitted on a frozen trunk, it finds what is planted and says how far it can be relied on."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hifusion import api, trust_card
+from hifusion import api, features, slide_prediction, trust_card
 from hifusion.appearance import appearance, context
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView
@@ -20,7 +21,7 @@ from hifusion.expression import GenePanel
 from hifusion.inference import SpotOutputs
 from hifusion.metrics import pcc_per_gene
 from hifusion.models.frozen import FrozenConfig, FrozenHead, FrozenHiFusion, HeadOutput, head_loss
-from hifusion.prediction import predict_all, predict_view, run_surroundings
+from hifusion.prediction import bytes_a_spot, predict_all, predict_section, predict_view, run_surroundings
 from hifusion.recipes import recipe
 from hifusion.section import read_section
 from hifusion.training import fit
@@ -148,6 +149,42 @@ def test_predicted_files_hold_intervals_and_what_to_expect_of_each_gene(study: S
     assert set(kept.var["trust"]) <= {"green", "amber", "red"}
     np.testing.assert_allclose(kept.var["expected_pcc_per_gene"], one.trust().loc[kept.var_names, "pcc_per_gene"])
     assert (kept.obs["novelty"] > 0).all()
+
+
+def test_a_prediction_that_was_stopped_while_it_looked_goes_on_from_there(
+    study: Study, one: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the third piece of 16 spots: two are kept, only the rest is looked at again, nothing stays behind."""
+    monkeypatch.setattr(features, "PIECE", 16)
+    section, out, told = study.cohort.sections["A2"], tmp_path / "A2.h5ad", []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append(done)
+        if done > 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_section(one, section, out=out, progress=stop)
+    assert told[-1] == 40 and not out.exists()
+    told.clear()
+    predicted = predict_section(one, section, out=out, progress=lambda what, done, total: told.append(done))
+    assert told[0] == 40  # in batches of 8
+    np.testing.assert_array_equal(predicted.X, predict_section(one, section).X)
+    assert [path.name for path in tmp_path.iterdir()] == ["A2.h5ad"]
+
+
+def test_a_plan_times_more_than_one_batch_and_counts_what_is_held(study: Study, one: Run) -> None:
+    """The features of all batches are made before the first: its time alone, or the second's, would tell nothing."""
+    section = study.cohort.sections["A2"]
+    small = replace(one, recipe=replace(one.recipe, batch_size=16))
+    started = time.perf_counter()
+    predict_section(small, section)
+    seconds = time.perf_counter() - started
+    rate = slide_prediction._spots_per_second(small, section, False, False, 0)
+    assert section.n_obs / seconds / 10 < rate < section.n_obs / seconds * 10  # it was a hundred times too fast
+    held, kept = bytes_a_spot(one)
+    config = one.recipe.model
+    assert kept == 4 * (config.channels * (2 * 4 + 2 * 2) + 42) and held > kept
 
 
 def test_info_shows_the_card_in_short(one: Run) -> None:

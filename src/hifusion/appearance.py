@@ -6,6 +6,8 @@ scanners or stainings differ by is taken out section by section instead (:func:`
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from hifusion.slide import Slide
 
 Progress = Callable[[str, int, int], None]  # (what, spots done, spots in all)
 BATCH_SIZE = 8
+COLUMNS_AT_ONCE = 256  # in double precision
 SAME_SCALE = 0.05  # a slide this close to the wanted scale is read pixel by pixel
 
 
@@ -60,14 +63,14 @@ def appearance(
     shrink = 1.0 if abs(shrink - 1) <= SAME_SCALE else shrink
     centres = np.ascontiguousarray(view.centres_px, dtype=np.float64)
     channels = sum(layer.shape[1] for layer in encoder.maps(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
-    in_levels = len(config.grids) * TOKENS * channels
-    shape = (len(centres), in_levels + 2 * len(config.windows) * channels + STATISTICS)
 
-    def rows() -> Iterator[np.ndarray]:
-        slide = Slide(image)  # one for all windows: a JPEG is decoded once
+    @cache
+    def slide() -> Slide:
+        return Slide(image)  # one for all windows: a JPEG is decoded once
 
+    def batches(rows: slice) -> Iterator[np.ndarray]:
         def windows(side_px: int, at: float) -> Iterator[Tensor]:
-            return slide_regions(slide, centres, region_px=side_px, shrink=at, batch_size=BATCH_SIZE)
+            return slide_regions(slide(), centres[rows], region_px=side_px, shrink=at, batch_size=BATCH_SIZE)
 
         reads = [windows(min(side, seen), shrink * max(side / seen, 1.0)) for side, seen in config.windows]
         for region, *others in zip(windows(config.region_px, shrink), *reads, strict=True):
@@ -81,9 +84,22 @@ def appearance(
 
     looks = f"{config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
     what = f"appearance {encoder.id} {fast_dtype(encoder.device)} {looks}"
-    found = kept(view, centres, what, encoder.id, shape, rows, progress)
+    found = kept(view, centres, what, encoder.id, _columns(config, channels), batches, progress)
+    in_levels = len(config.grids) * TOKENS * channels
     levels = found[:, :in_levels].reshape(len(found), len(config.grids), TOKENS, channels)
     return Appearance(levels, np.concatenate([levels.mean(2).reshape(len(found), -1), found[:, in_levels:]], axis=1))
+
+
+def _columns(config: FrozenConfig, channels: int) -> int:
+    return (len(config.grids) * TOKENS + 2 * len(config.windows)) * channels + STATISTICS
+
+
+def bytes_a_spot(config: FrozenConfig) -> tuple[int, int]:
+    """Memory that a spot takes at most while its section is predicted, and disk until that is done."""
+    disk = 4 * _columns(config, config.channels)
+    in_half = 2 * len(config.grids) * TOKENS * config.channels
+    in_single, around = 4 * config.features, 2 * (1 + len(config.radii_um)) * config.features
+    return max(disk + 2 * in_half, in_half + 3 * in_single + around), disk
 
 
 def seen_of(
@@ -93,19 +109,26 @@ def seen_of(
     mpp: float,
     frames: Frames,
     progress: Progress | None = None,
+    dtype: type[np.floating] = np.float32,
 ) -> dict[str, Tensor]:
-    """What the network is given of a section's spots but whether their patient is known: float32, a row a spot."""
-    seen = appearance(view, encoder, config, mpp, progress)
-    found = {
-        "whole": seen.whole,
-        "levels": standard_levels(seen.levels),
-        "context": context(view, seen.whole, config.radii_um),
-        "place": frames.place(view),
-    }
+    """What the network is given of a section's spots but whether their patient is known: a row a spot.
+
+    Parameters
+    ----------
+    dtype
+        Of all but the places: float16 where a section may be a slide of many thousand spots.
+    """
+    levels, whole = appearance(view, encoder, config, mpp, progress)
+    found = {"levels": standard_levels(levels, dtype)}
+    del levels  # the larger part of what was seen, before as much is made of the rest
+    found["context"] = context(view, whole, config.radii_um, dtype)
+    found |= {"whole": whole.astype(dtype), "place": frames.place(view)}
     return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
-def context(view: SectionView, seen: np.ndarray, radii_um: tuple[float, ...]) -> np.ndarray:
+def context(
+    view: SectionView, seen: np.ndarray, radii_um: tuple[float, ...], dtype: type[np.floating] = np.float32
+) -> np.ndarray:
     """What is seen of the spots and of their neighbourhoods, each column standardised within the section.
 
     Parameters
@@ -118,17 +141,24 @@ def context(view: SectionView, seen: np.ndarray, radii_um: tuple[float, ...]) ->
     Returns
     -------
     np.ndarray
-        float32 ``(N, 1 + len(radii_um), F)``, the spots themselves first.
+        ``(N, 1 + len(radii_um), F)``, the spots themselves first.
     """
-    found = [seen, *(neighbour_mean(view, seen, radius_um) for radius_um in radii_um)]
-    return np.stack([standardise(values)(values) for values in found], axis=1).astype(np.float32)
+    found = np.empty((len(seen), 1 + len(radii_um), seen.shape[1]), dtype)
+    means = (neighbour_mean(view, seen, radius_um) for radius_um in radii_um)
+    for at, values in enumerate(chain([seen], means)):
+        for first in range(0, seen.shape[1], COLUMNS_AT_ONCE):
+            some = values[:, first : first + COLUMNS_AT_ONCE].astype(np.float64)
+            found[:, at, first : first + COLUMNS_AT_ONCE] = standardise(some)(some)
+    return found
 
 
-def standard_levels(levels: np.ndarray) -> np.ndarray:
+def standard_levels(levels: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
     """Each grid's channels standardised over the quarters of all spots of the section, as ``levels`` is."""
-    flat = levels.transpose(0, 2, 1, 3).reshape(-1, levels.shape[1] * levels.shape[3])
-    scaled = standardise(flat)(flat).reshape(len(levels), TOKENS, levels.shape[1], levels.shape[3])
-    return np.ascontiguousarray(scaled.transpose(0, 2, 1, 3), dtype=np.float32)
+    found = np.empty(levels.shape, dtype)
+    for grid in range(levels.shape[1]):
+        flat = levels[:, grid].reshape(-1, levels.shape[3])
+        found[:, grid] = standardise(flat)(flat).reshape(len(levels), TOKENS, -1)
+    return found
 
 
 def _level(encoder: Encoder, spot: Tensor, grid: int) -> Tensor:

@@ -17,6 +17,7 @@ from hifusion.errors import InputError
 Progress = Callable[[str, int, int], None]  # (what, windows done, windows in all)
 FOLDER = "features"
 BATCH_SIZE = 32
+PIECE = 1024  # rows that are kept in one file, so that no more are lost when a process is stopped
 
 
 def window_features(
@@ -31,7 +32,7 @@ def window_features(
     """Features of square windows of a section's slide, float32 ``(K, C)``; white outside the image.
 
     They are kept in the folder ``features`` of ``view.cache``, where the view has one, under a digest of encoder,
-    image, scale and positions. A kept file that is cut short or of another shape is computed anew.
+    image, scale and positions, :data:`PIECE` rows a file. A file that is cut short or of another shape is made anew.
 
     Parameters
     ----------
@@ -54,8 +55,8 @@ def window_features(
             f"section {view.name} has no slide to cut windows from; prepare a store with its image and give that"
         )
 
-    def windows() -> Iterator[Tensor]:
-        return slide_regions(image, centres_px, region_px=side_px, shrink=view.shrink, batch_size=batch_size)
+    def windows(rows: slice) -> Iterator[Tensor]:
+        return slide_regions(image, centres_px[rows], region_px=side_px, shrink=view.shrink, batch_size=batch_size)
 
     return _of_windows(view, centres_px, side_px, encoder, windows, progress)
 
@@ -75,11 +76,11 @@ def spot_features(
     start = _offset(view, side_px)
     if view.regions is None or start is None:
         return window_features(view, view.centres_px, side_px, encoder, batch_size=batch_size, progress=progress)
-    inner, spots = slice(start, start + side_px), len(view.centres_px)
+    inner = slice(start, start + side_px)
 
-    def windows() -> Iterator[Tensor]:
-        for first in range(0, spots, batch_size):
-            yield read_regions(view, np.arange(first, min(first + batch_size, spots)))[:, :, inner, inner]
+    def windows(rows: slice) -> Iterator[Tensor]:
+        for first in range(rows.start, rows.stop, batch_size):
+            yield read_regions(view, np.arange(first, min(first + batch_size, rows.stop)))[:, :, inner, inner]
 
     centres_px = np.ascontiguousarray(view.centres_px, dtype=np.float64)
     return _of_windows(view, centres_px, side_px, encoder, windows, progress)
@@ -90,15 +91,13 @@ def _of_windows(
     centres_px: np.ndarray,
     side_px: int,
     encoder: Encoder,
-    windows: Callable[[], Iterator[Tensor]],
+    windows: Callable[[slice], Iterator[Tensor]],
     progress: Progress | None,
 ) -> np.ndarray:
-    shape = (len(centres_px), encoder.width)
+    def batches(rows: slice) -> Iterator[np.ndarray]:
+        return (encoder(region).numpy() for region in windows(rows))
 
-    def rows() -> Iterator[np.ndarray]:
-        return (encoder(region).numpy() for region in windows())
-
-    return kept(view, centres_px, f"{encoder.id} {side_px}", encoder.id, shape, rows, progress)
+    return kept(view, centres_px, f"{encoder.id} {side_px}", encoder.id, encoder.width, batches, progress)
 
 
 def _offset(view: SectionView, side_px: int) -> int | None:
@@ -120,11 +119,11 @@ def kept(
     centres_px: np.ndarray,
     what: str,
     folder: str,
-    shape: tuple[int, int],
-    rows: Callable[[], Iterable[np.ndarray]],
+    width: int,
+    batches: Callable[[slice], Iterable[np.ndarray]],
     progress: Progress | None,
 ) -> np.ndarray:
-    """Rows of features from the section's cache, where it has one, else computed batch by batch and put there.
+    """Features, float32 ``(K, width)``: from the section's cache, where it has one, else computed and put there.
 
     Parameters
     ----------
@@ -132,29 +131,32 @@ def kept(
         All that decides the features, beside the slide and the places: a kept file is for these words alone.
     folder
         Where in the cache.
-    shape
-        Of the result, float32 ``(K, C)``.
+    batches
+        Computes some of the rows, batch by batch.
     """
-    path = None
-    if view.cache is not None and view.image_digest:
-        key = files.digest(f"{what} {view.image_digest} {view.shrink!r}".encode(), centres_px.tobytes())
-        path = view.cache / FOLDER / folder / f"{view.name}-{key[:16]}.npy"
-    found = _read(path, shape) if path else None
-    if found is not None:
-        return found
-    found = np.empty(shape, dtype=np.float32)
-    done = 0
-    for batch in rows():
-        found[done : done + len(batch)] = batch
-        done += len(batch)
-        if progress:
-            progress(view.name, done, len(found))
-    if path:
-        _write(path, found)
+    found = np.empty((len(centres_px), width), dtype=np.float32)
+    for first in range(0, len(found), PIECE):
+        rows = slice(first, min(first + PIECE, len(found)))
+        path = None
+        if view.cache is not None and view.image_digest:
+            key = files.digest(f"{what} {view.image_digest} {view.shrink!r}".encode(), centres_px[rows].tobytes())
+            path = view.cache / FOLDER / folder / f"{view.name}-{key[:16]}.npy"
+        piece = _read(path, found[rows].shape) if path else None
+        if piece is not None:
+            found[rows] = piece
+            continue
+        done = first
+        for batch in batches(rows):
+            found[done : done + len(batch)] = batch
+            done += len(batch)
+            if progress:
+                progress(view.name, done, len(found))
+        if path:
+            _write(path, found[rows])
     return found
 
 
-def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Features kept in a file; None where there is none, or not the whole of them."""
     try:
         with path.open("rb") as file:

@@ -24,6 +24,7 @@ COUNT = PER_SIZE * len(SHRINKS)
 NEIGHBOUR_RADII_UM = (206.4, 481.6)
 # exp(-(distance / r)^2) beyond three radii is below 2e-4 of the spot's own weight.
 REACH = 3.0
+SPOTS_AT_ONCE = 512  # of which the neighbours are known at a time: on a dense map each spot has thousands
 
 # Optical density of a byte: -ln of the value in [0, 1], black counted as 1/255.
 _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
@@ -130,9 +131,14 @@ def with_neighbours(view: SectionView, statistics: np.ndarray) -> np.ndarray:
 def neighbour_mean(view: SectionView, values: np.ndarray, radius_um: float) -> np.ndarray:
     """Mean of values ``(N, K)`` over each spot's neighbourhood, itself included, ``exp(-(distance / r)^2)`` each."""
     tree, radius_px = KDTree(view.centres_px), radius_um / view.mpp
-    near = tree.sparse_distance_matrix(tree, REACH * radius_px, output_type="coo_matrix").tocsr()
-    near.data = np.exp(-((near.data / radius_px) ** 2))
-    return np.asarray((near @ values) / np.asarray(near.sum(axis=1)))
+    found = np.empty_like(values)
+    for first in range(0, len(values), SPOTS_AT_ONCE):
+        some = slice(first, first + SPOTS_AT_ONCE)
+        away = KDTree(view.centres_px[some]).sparse_distance_matrix(tree, REACH * radius_px, output_type="coo_matrix")
+        near = away.tocsr()
+        near.data = np.exp(-((near.data / radius_px) ** 2)).astype(values.dtype)
+        found[some] = (near @ values) / np.asarray(near.sum(axis=1))
+    return found
 
 
 def standardise(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

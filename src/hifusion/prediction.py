@@ -1,6 +1,7 @@
 """A trained run and a section, measured or only placed on its slide: expression at each of its spots."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from anndata import AnnData
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from hifusion import files
+from hifusion import appearance, files
 from hifusion.checkpoint import Run
 from hifusion.cohort import SectionView
 from hifusion.data import slide_regions
@@ -119,8 +120,8 @@ def predict_section(
     workers
         Processes that read patches ahead; 0 reads in this one.
     out
-        File to write the result to. Predictions are kept beside it as they are made, and a call that was stopped goes
-        on from there.
+        File to write the result to. Predictions, and before them what a frozen encoder sees, are kept beside it as they
+        are made, and a call that was stopped goes on from there.
 
     Raises
     ------
@@ -135,6 +136,7 @@ def predict_section(
     centres, batch_size = section.obsm["spatial"], run.recipe.batch_size
     shrink = patch_shrink(run, section)
 
+    seen = Path(out).with_name(f".{Path(out).name}.seen") if out else None
     genes = len(run.panel.genes)
     columns = genes * (3 if MODELS[run.recipe.network].has_intervals else 1) + 1
 
@@ -150,6 +152,7 @@ def predict_section(
             average_symmetries=average_symmetries,
             int8=int8,
             workers=workers,
+            seen=seen,
             progress=progress,
         ):
             unlike = novelty.of(outputs.embedding) if novelty else np.full(len(outputs.expression), np.nan)
@@ -180,9 +183,7 @@ def predict_section(
 
     if out is None:
         return finished(np.concatenate(list(rows_from(0))))
-    stat = path.stat()
-    how = [average_symmetries, int8, run_precision(run)]
-    of = [run.id, str(path.resolve()), stat.st_size, stat.st_mtime_ns, shrink, *how]
+    of = [run.id, *_file_as_it_is(path), shrink, average_symmetries, int8, run_precision(run)]
     key = files.digest(json.dumps(of).encode(), np.ascontiguousarray(centres).data)
     with files.growing(out, key, 4 * columns, batch_size) as (file, done):
         for rows in rows_from(done):
@@ -190,7 +191,15 @@ def predict_section(
         file.seek(0)
         predicted = finished(np.frombuffer(file.read(), dtype=np.float32).reshape(-1, columns))
         write_section(predicted, out)
+    if seen:
+        shutil.rmtree(seen, ignore_errors=True)
     return predicted
+
+
+def _file_as_it_is(path: Path) -> tuple[str, int, int]:
+    """What tells a file from another one, and from itself after a change."""
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
 
 def spot_outputs(
@@ -203,12 +212,14 @@ def spot_outputs(
     average_symmetries: bool,
     int8: bool = False,
     workers: int,
+    seen: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SpotOutputs]:
     """What the run's network says of a section's spots from ``first`` on, batch by batch.
 
-    Other arguments are those of :func:`predict_section`. What a network needs beside a spot's patch is made of the
-    whole section before the first batch; patches are then all in memory, but for a network that reads the slide itself.
+    In the folder ``seen``, where one is given, the features of a frozen encoder are kept. Other arguments are those of
+    :func:`predict_section`. What a network needs beside a spot's patch is made of the whole section before the first
+    batch; patches are then all in memory, but for a network that reads the slide itself.
     """
     recipe, precision = run.sized_recipe, run_precision(run)
     centres, its = section.obsm["spatial"], MODELS[recipe.network]
@@ -244,11 +255,21 @@ def spot_outputs(
         pixels = np.concatenate([batch.permute(0, 2, 3, 1).numpy() for batch in regions_at(centres, workers)])
     surroundings = run_surroundings(replace(run, recipe=replace(run.recipe, average_symmetries=average_symmetries)))
     surroundings.progress = progress
-    view = _view(run, section, slide, shrink, pixels)
+    view = _view(run, section, slide, shrink, pixels, seen)
     yield from spots_by_batch(network, surroundings, view, np.arange(first, section.n_obs), precision)
 
 
-def _view(run: Run, section: AnnData, slide: Path, shrink: float, regions: np.ndarray | None) -> SectionView:
+def bytes_a_spot(run: Run) -> tuple[int, int]:
+    """Memory that a spot takes at most beside its prediction, and disk until the whole is written; 0 where little."""
+    its, config = MODELS[run.recipe.network], run.sized_recipe.model
+    if its.fitted_at_once:
+        return appearance.bytes_a_spot(config)
+    return (2 * 3 * config.region_px**2 if its.needs else 0), 0  # patches, and the batches they came in
+
+
+def _view(
+    run: Run, section: AnnData, slide: Path, shrink: float, regions: np.ndarray | None, cache: Path | None
+) -> SectionView:
     """A section of which positions and pixels are known, as a network's surroundings want it."""
     facts, nothing = section.uns["hifusion"], np.zeros((section.n_obs, len(run.panel.genes)), dtype=np.float32)
     return SectionView(
@@ -264,6 +285,8 @@ def _view(run: Run, section: AnnData, slide: Path, shrink: float, regions: np.nd
         regions=regions,
         array=section.obs[["array_col", "array_row"]].to_numpy(dtype=np.int64),
         image=slide,
+        image_digest=files.digest(json.dumps(_file_as_it_is(slide)).encode()) if cache else "",
+        cache=cache,
         shrink=shrink,
     )
 

@@ -27,7 +27,7 @@ from hifusion.costs import host_peak_mib
 from hifusion.errors import InputError
 from hifusion.lattice import lattice_section
 from hifusion.models import MODELS
-from hifusion.prediction import patch_shrink, predict_section, spot_outputs
+from hifusion.prediction import bytes_a_spot, patch_shrink, predict_section, spot_outputs
 from hifusion.slide import Slide
 from hifusion.tissue import TissueMask, find_tissue, read_mask, write_mask
 
@@ -122,6 +122,8 @@ def plan_slide(
     shrink, genes = patch_shrink(run, section), len(run.panel.genes)
     patch_um = run.recipe.model.spot_px * shrink * scale
     rate = _spots_per_second(run, section, average_symmetries, int8, workers)
+    held, kept = bytes_a_spot(run)
+    table = 4 * genes * (3 if MODELS[run.recipe.network].has_intervals else 1)
     coarse = (
         f"the slide has {scale:.3g} um per pixel, training had {scale * shrink:.3g}: patches are enlarged and "
         "lack detail it relies on"
@@ -146,8 +148,8 @@ def plan_slide(
         "spots_per_s": round(rate, 2),
         "minutes": round(section.n_obs / rate / 60, 1),
         # The table stands in memory three times while the file is built.
-        "memory_gib": round(np.nan_to_num(host_peak_mib()) / 1024 + 3 * 4 * section.n_obs * genes / 2**30, 1),
-        "disk_mib": round(2 * 4 * section.n_obs * genes / 2**20 + 2, 1),
+        "memory_gib": round(np.nan_to_num(host_peak_mib()) / 1024 + section.n_obs * max(held, 3 * table) / 2**30, 1),
+        "disk_mib": round(section.n_obs * (2 * table + kept) / 2**20 + 2, 1),
     }
     return SlidePlan(slide, tissue, section, patch_um if stride_um is not None else None, facts)
 

@@ -285,9 +285,7 @@ def _size_px(view: SectionView) -> tuple[int, int]:
 
 def _seen(its: Surroundings, view: SectionView) -> dict[str, Tensor]:
     assert its.recipe.region_mpp is not None
-    found = seen_of(view, its.encoder, its.config, its.recipe.region_mpp, its.frames, its.progress)
-    # Half precision: a slide of 20,000 spots then takes 1 GiB.
-    found = {name: values if name == "place" else values.half() for name, values in found.items()}
+    found = seen_of(view, its.encoder, its.config, its.recipe.region_mpp, its.frames, its.progress, np.float16)
     return found | {"patient_known": torch.full((len(view.centres_px),), view.patient in its.patients)}
 
 
