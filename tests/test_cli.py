@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from fabricate import contents, full_disk, write_her2st
-from hifusion import cli
+from hifusion import api, cli
 from hifusion.section import read_section
 from test_evaluation import SMALL
 from test_slide_prediction import draw_slide
@@ -223,6 +223,18 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes_the_store_later(w
     kept = {path: data for path, data in contents(work / "store").items() if path.endswith(".npy")}
     assert kept
     assert kept.items() <= contents(tmp_path / "store").items()
+
+
+def test_ctrl_c_says_how_to_go_on(work, tmp_path, monkeypatch, capsys):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "predict", stopped)
+    words = ["predict", work / "run", work / "store/sections/A1.h5ad", "-o", tmp_path / "x.h5ad"]
+    assert run(*words, monkeypatch=monkeypatch) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "hifusion: stopped; the same command goes on from what is complete (train: with --resume)"
+    ]
 
 
 def test_debug_shows_the_traceback(monkeypatch):

@@ -2,14 +2,29 @@
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hifusion import cli_bench, cli_data, cli_look, cli_runs
 from hifusion.errors import InputError
 
+
+class _Program(TyperGroup):
+    """Typer would say "Aborted." of Ctrl-C, and end as if something had failed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(
+                _say("stopped; the same command goes on from what is complete (train: with --resume)", 130)
+            ) from None
+
+
 app = typer.Typer(
+    cls=_Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,8 +57,6 @@ def main() -> None:
         if _debug:
             raise
         sys.exit(_say(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), 1))
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; the same command goes on from what is complete (train: with --resume)", 130))
 
 
 def _say(message: str, code: int) -> int:
