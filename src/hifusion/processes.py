@@ -1,11 +1,16 @@
-"""Processes that share a machine: the part of cores and GPUs that each has, and an end together with their starter."""
+"""Processes and threads that share a machine: what each has of cores and GPUs, and how they end with their starter."""
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 WATCH = "HIFUSION_ENDS_WITH_STDIN"  # set for processes that end when whoever started them does
 
@@ -35,6 +40,17 @@ def so_many_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def side_by_side(do: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """What ``do`` makes of each item, in their order, by as many threads as networks of this process have.
+
+    Each thread runs its networks on a core of its own: two that see a batch each are half as fast again as one that
+    shares every layer out to two cores.
+    """
+    threads = torch.get_num_threads()
+    with so_many_threads(1), ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(do, items)
 
 
 def shared_environment(processes: int, slot: int) -> dict[str, str]:
