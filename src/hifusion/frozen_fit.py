@@ -13,6 +13,7 @@ from hifusion.configuration import Recipe
 from hifusion.kernel_regression import fit_regression
 from hifusion.models.frozen import TOKENS, FrozenConfig, FrozenHead, FrozenHiFusion, gram, head_inputs
 from hifusion.models.steps import Batch, frozen_step
+from hifusion.processes import so_many_threads
 
 FOLDS = 5  # at most; sections or patients beyond share one
 NOVELTY_AXES = 16  # with 32 a section of the same tumour was less novel than held-out spots are
@@ -97,7 +98,10 @@ def _gene_noise(seen: Seen, rows: np.ndarray, normalisation: str) -> np.ndarray:
 def _train_heads(
     seen: Seen, rows: np.ndarray, target: np.ndarray, weight: np.ndarray, recipe: Recipe, seed: int
 ) -> list[FrozenHead]:
-    """Every head from a beginning of its own, on batches mixed of pairs of spots."""
+    """Every head from a beginning of its own, on batches mixed of pairs of spots.
+
+    On one core: layers are too small to be shared out, and beside other work threads would wait for each other.
+    """
     config: FrozenConfig = recipe.model
     wanted = torch.from_numpy(target / max(float(target.std()), 1e-9)).float()
     weights, size = torch.from_numpy(weight).float(), min(recipe.batch_size, len(rows))
@@ -106,7 +110,7 @@ def _train_heads(
     heads = []
     for member in range(config.members):
         generator = torch.Generator().manual_seed(1000 * seed + member)
-        with torch.random.fork_rng(devices=[]):
+        with so_many_threads(1), torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * seed + member)
             head = FrozenHead(config)
             optimiser = torch.optim.AdamW(head.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
