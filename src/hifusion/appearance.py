@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hifusion.cohort import SectionView
-from hifusion.data import slide_regions
+from hifusion.data import slide_patches
 from hifusion.encoders import Encoder
 from hifusion.errors import InputError
 from hifusion.features import kept
@@ -30,6 +30,7 @@ from hifusion.slide import Slide
 
 Progress = Callable[[str, int, int], None]  # (what, spots done, spots in all)
 BATCH_SIZE = 8
+THREADS_A_GPU = 4  # that read for it
 COLUMNS_AT_ONCE = 256  # in double precision
 SAME_SCALE = 0.05  # a slide this close to the wanted scale is read pixel by pixel
 
@@ -68,21 +69,18 @@ def appearance(
     @cache
     def slide() -> Slide:
         opened = Slide(image)
-        x, y = centres[0]
-        opened.read_patch(x, y, 1)  # a JPEG is decoded here, once, before several threads ask for it
+        slide_patches(opened, centres[:1], 1, 1.0)  # a JPEG is decoded here, once, before several threads ask for it
         return opened
 
     def look(rows: slice) -> np.ndarray:
-        def window(side_px: int, at: float) -> Tensor:
-            return next(slide_regions(slide(), centres[rows], region_px=side_px, shrink=at, batch_size=BATCH_SIZE))
-
-        region = window(config.region_px, shrink)
+        region = slide_patches(slide(), centres[rows], config.region_px, shrink)
         start = (config.region_px - config.spot_px) // 2
         spot = region[:, :, start : start + config.spot_px, start : start + config.spot_px]
         parts = [_level(encoder, spot, grid).flatten(1) for grid in config.grids]
         for side, seen in config.windows:
+            at = shrink * max(side / seen, 1.0)
             same = side == seen == config.region_px
-            pixels = region if same else window(min(side, seen), shrink * max(side / seen, 1.0))
+            pixels = region if same else slide_patches(slide(), centres[rows], min(side, seen), at)
             parts.append(_window(encoder, pixels, seen))
         box = np.array([0, 0, config.region_px, config.region_px])
         by_hand = [of_region(pixels, box, view.name) for pixels in region.permute(0, 2, 3, 1).numpy()]
@@ -91,7 +89,8 @@ def appearance(
     def batches(rows: slice) -> Iterator[np.ndarray]:
         slide()
         firsts = range(rows.start, rows.stop, BATCH_SIZE)
-        return side_by_side(look, [slice(first, min(first + BATCH_SIZE, rows.stop)) for first in firsts])
+        threads = torch.get_num_threads() if encoder.device.type == "cpu" else THREADS_A_GPU
+        return side_by_side(look, [slice(first, min(first + BATCH_SIZE, rows.stop)) for first in firsts], threads)
 
     looks = f"{config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
     what = f"appearance {encoder.id} {fast_dtype(encoder.device)} {looks}"

@@ -66,10 +66,23 @@ class _SlidePatches(Dataset[Tensor | str]):
     def __getitem__(self, index: int) -> Tensor | str:
         # What goes wrong in a worker comes back as the message: raised there, torch would wrap it in a traceback.
         try:
-            cut = [self.slide.read_patch(x, y, self.region_px, self.shrink)[0] for x, y in self.batches[index]]
+            return slide_patches(self.slide, self.batches[index], self.region_px, self.shrink)
         except InputError as error:
             return str(error)
-        return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
+
+
+def slide_patches(slide: Slide, centres_px: np.ndarray, side_px: int, shrink: float) -> Tensor:
+    """Patches around a few positions of a slide, uint8 ``(B, 3, side_px, side_px)``, channels last in memory.
+
+    Parameters
+    ----------
+    centres_px
+        (x, y) in full-resolution pixels, ``(B, 2)``.
+    shrink
+        Full-resolution pixels per patch pixel.
+    """
+    cut = [slide.read_patch(x, y, side_px, shrink)[0] for x, y in centres_px]
+    return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
 
 
 def slide_regions(

@@ -3,6 +3,7 @@
 import io
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hifusion.cohort import SectionView
 from hifusion.data import read_regions, slide_regions
 from hifusion.encoders import Encoder
 from hifusion.errors import InputError
+from hifusion.slide import Slide
 
 Progress = Callable[[str, int, int], None]  # (what, windows done, windows in all)
 FOLDER = "features"
@@ -55,8 +57,10 @@ def window_features(
             f"section {view.name} has no slide to cut windows from; prepare a store with its image and give that"
         )
 
+    slide = cache(lambda: Slide(image))  # opened if need be, and then for all pieces
+
     def windows(rows: slice) -> Iterator[Tensor]:
-        return slide_regions(image, centres_px[rows], region_px=side_px, shrink=view.shrink, batch_size=batch_size)
+        return slide_regions(slide(), centres_px[rows], region_px=side_px, shrink=view.shrink, batch_size=batch_size)
 
     return _of_windows(view, centres_px, side_px, encoder, windows, progress)
 

@@ -42,13 +42,12 @@ def so_many_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(do: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """What ``do`` makes of each item, in their order, by as many threads as networks of this process have.
+def side_by_side(do: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """What ``do`` makes of each item, in their order, by so many threads at a time.
 
-    Each thread runs its networks on a core of its own: two that see a batch each are half as fast again as one that
-    shares every layer out to two cores.
+    Each runs its networks on a core of its own: two that see a batch each are half as fast again as one that shares
+    every layer out to two cores.
     """
-    threads = torch.get_num_threads()
     with so_many_threads(1), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(do, items)
 
