@@ -125,8 +125,8 @@ def test_weights_of_another_network_are_refused(run_folder: Path) -> None:
 
 
 def test_a_recipe_with_an_impossible_value_is_refused(run_folder: Path) -> None:
-    edit_json(run_folder / "run.json", lambda facts: facts["recipe"].update(epochs=0))
-    assert "epochs=0 is not possible" in refused(run_folder)
+    edit_json(run_folder / "run.json", lambda facts: facts["recipe"].update(epochs=-1))
+    assert "epochs=-1 is not possible" in refused(run_folder)
 
 
 def test_tensors_come_back_bit_for_bit_with_their_facts(tmp_path: Path) -> None:

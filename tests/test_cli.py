@@ -137,6 +137,7 @@ def test_doctor_names_versions_and_device(monkeypatch, capsys):
         (["train", "{work}/store", "-o", "{out}", *RECIPE, "--sections", "B2"], "no region patches for B2"),
         (["train", "{work}/store", "-o", "{out}", *RECIPE, "--set", "epoch=3"], "did you mean 'epochs'"),
         (["train", "{work}/store", "-o", "{out}", *RECIPE, "--set", "panel={work}/none.txt"], "none.txt"),
+        (["train", "{work}/store", "-o", "{out}", *RECIPE, "--weights", "{work}/gone.pth"], "gone.pth: no such file"),
         (["train", "{work}/store", "-o", "{work}/run", "--sections", "A1", *RECIPE], "--resume"),
         (["predict", "{work}/store", "{work}/store/sections/A2.h5ad", "-o", "{out}"], "no run folder"),
         (["predict", "{work}/run", "{work}/store/sections/B2.h5ad", "-o", "{out}"], "--image"),

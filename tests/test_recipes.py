@@ -119,7 +119,7 @@ def test_the_last_of_two_overrides_stands_and_the_recipe_itself_stays() -> None:
         ("epochs=many", "recipe value epochs='many' is not possible"),
         ("epochs=2.5", "recipe value epochs=2.5 is not possible"),
         ("epochs=", "recipe value epochs='' is not possible"),
-        ("epochs=0", "epochs=0 is not possible; use at least 1"),
+        ("epochs=-1", "epochs=-1 is not possible; use at least 0"),
         ("batch_size=1", "batch_size=1 is not possible; use at least 2"),
         ("panel_size=0", "panel_size=0"),
         ("lr=0", "lr=0.0 is not possible; use a number above 0"),
@@ -167,10 +167,10 @@ def test_an_unknown_recipe_or_source_is_one_line(name: str, source: str | None, 
 
 
 def test_values_are_checked_however_a_recipe_is_made() -> None:
-    with pytest.raises(InputError, match="epochs=0"):
-        replace(recipe("tiny"), epochs=0)
-    with pytest.raises(InputError, match="epochs=0"):
-        from_dict(asdict(recipe("tiny")) | {"epochs": 0})
+    with pytest.raises(InputError, match="epochs=-1"):
+        replace(recipe("tiny"), epochs=-1)
+    with pytest.raises(InputError, match="epochs=-1"):
+        from_dict(asdict(recipe("tiny")) | {"epochs": -1})
 
 
 def test_plain_values_that_lack_one_are_refused() -> None:

@@ -92,6 +92,7 @@ def train(
     devices: int | str = 1,
     nodes: int = 1,
     recompute: bool = False,
+    weights: Path | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train on a store and leave a run folder; see :func:`hifusion.training.train`.
@@ -110,6 +111,7 @@ def train(
         device_count=devices,
         nodes=nodes,
         recompute=recompute,
+        weights=weights,
         progress=progress,
     )
 

@@ -123,7 +123,8 @@ class Run:
 
     def __repr__(self) -> str:
         facts, recipe = self.facts, self.recipe
-        epoch = "" if facts["best_epoch"] is None else f"epoch {facts['best_epoch']} of {recipe.epochs}, "
+        as_given = "published weights, " if facts.get("weights") else ""
+        epoch = as_given if facts["best_epoch"] is None else f"epoch {facts['best_epoch']} of {recipe.epochs}, "
         return (
             f"Run({str(self.root)!r}): {recipe.network} by recipe {recipe.name}, {len(self.panel.genes)} genes from "
             f"{facts['train_spots']} spots of {', '.join(facts['train'])}; {epoch}"

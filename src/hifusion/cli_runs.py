@@ -37,6 +37,10 @@ def train(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Less memory, a third slower, the same result. On by itself if need be.")
     ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Published weights to begin with; as they are with --set epochs=0 (docs/weights.md)."),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -61,10 +65,9 @@ def train(
         return
     if out is None:
         raise InputError("train needs a place for the run; give one with -o")
+    asked |= {"resume": resume, "devices": devices, "nodes": nodes, "recompute": recompute, "weights": weights}
     with progress_bar() as report:
-        run = api.train(
-            data, out, **asked, resume=resume, devices=devices, nodes=nodes, recompute=recompute, progress=report
-        )
+        run = api.train(data, out, **asked, progress=report)
     if is_first():
         show(api.info(run.root), as_json)
 

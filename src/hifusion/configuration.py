@@ -36,7 +36,8 @@ class Recipe:
     normalisation
         Unit of the expression that is learned.
     epochs, batch_size
-        Passes over the training spots; spots a batch. Networks that see whole sections take one section a batch.
+        Passes over the training spots, 0 for published weights as they are; spots a batch. Networks that see whole
+        sections take one section a batch.
     batches
         "section": the spots of a batch come from one section (the paper); "mixed": from all of them.
     optimiser, lr, min_lr, weight_decay, momentum
@@ -89,7 +90,7 @@ class Recipe:
         return replace(self, model=replace(self.model, n_genes=n_genes))
 
     def __post_init__(self) -> None:
-        for name, allowed in (("epochs", 1), ("batch_size", 2), ("panel_size", 1)):
+        for name, allowed in (("epochs", 0), ("batch_size", 2), ("panel_size", 1)):
             if getattr(self, name) < allowed:
                 raise InputError(f"{name}={getattr(self, name)} is not possible; use at least {allowed}")
         for name in ("lr", "region_mpp"):

@@ -51,16 +51,18 @@ def learning(run: Path, *, validation: bool = False, ax: Axes | None = None) -> 
     marker = "o" if len(log) == 1 and not validation else ""
     for name, colour in zip(names, LINES * len(names), strict=False):
         ax.plot(log["epoch"], log[name], color=colour, label=None if validation else name, lw=1.6, marker=marker)
-    if (log[names] > 0).to_numpy().all():
+    if (log[names].dropna() > 0).to_numpy().all():  # published weights have no terms before the first epoch
         ax.set_yscale("log")  # both fall by orders of magnitude within the first epochs
     if validation:
         facts = files.read_json(Path(run) / "run.json")
-        best = facts.get("best_epoch", log["epoch"][log["validation_mse"].argmin()])
+        best = facts.get("best_epoch")
+        best = log["epoch"][log["validation_mse"].argmin()] if best is None else best
         kept = log[log["epoch"] == best]
         note = f"epoch {best}: {kept['validation_mse'].iloc[0]:.4f}" if len(kept) else "no epoch kept yet"
         ax.plot(kept["epoch"], kept["validation_mse"], "o", color=LINES[1], ms=7, label=note)
     ax.set_title("validation MSE" if validation else "training loss, mean over spots", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    if names:
+        ax.legend(fontsize=8, frameon=False)
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)

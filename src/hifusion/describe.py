@@ -18,6 +18,8 @@ from hifusion.section import read_section
 from hifusion.slide import Slide
 from hifusion.store import Store
 
+_SOMETIMES = ("head_share", "strength_in_new_patients", "weights")
+
 
 def info(path: Path) -> dict[str, Any]:
     """What a path holds: a store, a run, an evaluation, raw data, a section or a slide; plain values."""
@@ -71,7 +73,7 @@ def _run_info(path: Path) -> dict[str, Any]:
         "genes": len(run.panel.genes),
         "panel_rule": run.panel.rule,
         **{key: run.facts[key] for key in shown if run.facts[key] is not None},
-        **{key: run.facts[key] for key in ("head_share", "strength_in_new_patients") if key in run.facts},
+        **{key: run.facts[key] for key in _SOMETIMES if run.facts.get(key) is not None},
         **_trust_info(run),
         **({"adapted_to": run.facts["adapted_to"]} if "adapted_to" in run.facts else {}),
         "devices": run.facts.get("devices", [1]),  # runs of earlier versions had one

@@ -74,9 +74,22 @@ def run_methods(facts: Mapping[str, Any], genes: int) -> list[str]:
     recipe = facts["recipe"]
     return [
         data_words(recipe, [genes]),
-        network_words(recipe["network"], recipe, f", seed {facts['seed']}"),
+        *_weights_words(facts),
         versions_words(facts["versions"]),
     ]
+
+
+def _weights_words(facts: Mapping[str, Any]) -> list[str]:
+    """How a run came to its weights."""
+    recipe, published = facts["recipe"], facts.get("weights")
+    given = f"published weights, of a file whose SHA-256 begins with {published}"
+    learned = network_words(recipe["network"], recipe, f", seed {facts['seed']}")
+    if not published:
+        return [learned]
+    if not recipe["epochs"]:
+        return [f"{plain(recipe['network'])} has {given}; it was not trained further."]
+    kept = " No epoch was better than these, which were kept." if facts["best_epoch"] is None else ""
+    return [f"Training began with {given}.{kept}", learned]
 
 
 def data_words(recipe: Mapping[str, Any], genes: Sequence[int]) -> str:

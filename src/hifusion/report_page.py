@@ -26,7 +26,7 @@ from hifusion.report_words import (
 from hifusion.reporting import cautions, unmarked
 from hifusion.trust_card import MEANINGS, read_card
 
-NO_CURVE = "no log of epochs: it was fitted at once, or its log.csv is gone."
+NO_CURVE = "no log of epochs: it was fitted at once or not at all, or its log.csv is gone."
 _RUN_FACTS = (
     "recipe",
     "train",
@@ -147,12 +147,13 @@ def run_parts(run: Path) -> list[Part]:
     if lacking:
         raise InputError(f"{run}/run.json: lacks {', '.join(lacking)}; train the run anew with this version")
     recipe = facts["recipe"]
-    learned = [pictures.learning([run], "the run")] if (run / "log.csv").exists() else []
+    learned = [pictures.learning([run], "the run")] if (run / "log.csv").exists() and recipe["epochs"] else []
+    how = "learned {} from" if recipe["epochs"] else "has published weights for {}; novelty and trust were measured on"
     return [
         Part(
             f"A trained model: {plain(run.resolve().name)}",
             paragraphs=[
-                f"{plain(recipe['network'])} learned {counted(len(panel.genes), 'gene')} from "
+                f"{plain(recipe['network'])} {how.format(counted(len(panel.genes), 'gene'))} "
                 f"{counted(facts['train_spots'], 'spot')} of {counted(len(facts['train']), 'section')}: "
                 f"{names(facts['train'])}.",
                 "How well it predicts is not known from the run alone. Scores against the nulls, the ceiling and maps "
@@ -201,6 +202,7 @@ def _facts_table(facts: dict[str, Any]) -> Table:
     rows = {
         "recipe": f"{recipe['name']} (values: {recipe['source']})",
         "trained on": names(facts["train"]),
+        **({"weights to begin with": f"published, {facts['weights']}"} if facts.get("weights") else {}),
         **({} if facts["best_epoch"] is None else _epoch_rows(facts)),
         "MSE on left-out spots": f"{facts['validation_mse']:.4f}",
         "expression": str(recipe["normalisation"]),

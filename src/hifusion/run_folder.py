@@ -65,7 +65,7 @@ def _settings(facts: dict[str, Any]) -> dict[str, Any]:
 
     Not the devices: how many learn together, and what they keep in memory, does not make it another run.
     """
-    keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision", "data")
+    keys = ("seed", "shuffled", "panel_digest", "train", "validation", "precision", "data", "weights")
     # Through a recipe, so that one written by an older version has today's new values at their defaults.
     recipe = dataclasses.asdict(from_dict(facts["recipe"]))
     for group in ("model", "loss"):

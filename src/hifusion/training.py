@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hifusion import checkpoint, data, devices, files, memory, run_folder, trust, trust_card
+from hifusion import checkpoint, data, devices, files, memory, run_folder
 from hifusion.allocator import keep_freed_memory
 from hifusion.checkpoint import Run
 from hifusion.cohort import Cohort, SectionView, mean_profile
@@ -21,14 +21,15 @@ from hifusion.epochs import Progress, learn_epoch, refuse_diverged, validation_m
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.frozen_training import fit_frozen
-from hifusion.inference import SpotOutputs, best_device, fast_network, resolve_precision
+from hifusion.inference import best_device, resolve_precision
 from hifusion.models import MODELS
 from hifusion.models.inputs import pixel_statistics
-from hifusion.novelty import fit_novelty
 from hifusion.optimisers import OPTIMISERS
+from hifusion.published_weights import published_weights
 from hifusion.ranks import asked
+from hifusion.run_completion import complete, selected
 from hifusion.store import Store
-from hifusion.surroundings import Spots, Surroundings, predict_spots
+from hifusion.surroundings import Spots, Surroundings
 
 _ACROSS_SPOTS = {
     "bleep": "the contrast between the spots of a batch",
@@ -49,6 +50,7 @@ def train(
     device_count: int | str = 1,
     nodes: int = 1,
     recompute: bool = False,
+    weights: Path | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train on sections of a cohort; the panel is chosen on them (on all of the cohort where the recipe says "paper").
@@ -79,6 +81,7 @@ def train(
         device_count=wanted[0],
         nodes=wanted[1],
         recompute=recompute,
+        weights=weights,
         progress=progress,
     )
 
@@ -120,6 +123,7 @@ def fit(
     device_count: int = 1,
     nodes: int = 1,
     recompute: bool = False,
+    weights: Path | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train a network and leave a complete run folder.
@@ -141,6 +145,9 @@ def fit(
     recompute
         Keep no activations of the trunk for the backward pass: less memory, the same result, about a third slower. It
         is switched on by itself where memory runs out.
+    weights
+        Weights under their published names to begin with, see :func:`hifusion.published_weights.published_weights`.
+        They are scored as epoch -1, and kept where no epoch is better; with a recipe of 0 epochs they are the run.
 
     Raises
     ------
@@ -150,18 +157,23 @@ def fit(
     """
     out = Path(out)
     if MODELS[recipe.network].fitted_at_once:
-        if device_count * nodes > 1 or recompute:
-            raise InputError(f"recipe {recipe.name} is fitted at once: leave --devices, --nodes and --recompute out")
+        if device_count * nodes > 1 or recompute or weights:
+            options = "--devices, --nodes, --recompute and --weights"
+            raise InputError(f"recipe {recipe.name} is fitted at once: leave {options} out")
         both = [*train, *validation]  # nothing is selected on a section: what is chosen is chosen by leaving some out
         both = shuffled(both, seed) if shuffle_targets else both
         return fit_frozen(
             recipe, panel, both, out, seed=seed, shuffled=shuffle_targets, resume=resume, progress=progress
         )
     check_patches(recipe, store)
+    if not recipe.epochs and weights is None:
+        raise InputError("epochs=0 is not possible: nothing would be learned; give a number above it, or --weights")
     if device_count * nodes > 1:
         _refuse_sharing(recipe, device_count * nodes)
     if shuffle_targets:
         train, validation = shuffled(train, seed), shuffled(validation, seed)
+    sized = recipe.sized(len(panel.genes))
+    given = published_weights(weights, recipe.network, sized.model) if weights else None
     trained, held_out = split(recipe, train, validation, seed)
     n_train = sum(len(rows) for _, rows in trained)
     device = best_device()
@@ -182,6 +194,7 @@ def fit(
         "precision": precision,
         "device": str(device),
         "devices": [device_count * nodes],
+        "weights": files.digest_file(weights)[:16] if weights else None,
         "versions": checkpoint.versions(),
     }
     fabric = devices.start(device, device_count, nodes, precision)
@@ -189,20 +202,21 @@ def fit(
         if not devices.by_first(fabric, lambda: run_folder.begin(out, facts, panel, resume)):
             keep_freed_memory()
             torch.manual_seed(seed)
-            sized = recipe.sized(len(panel.genes))
             with fabric.rank_zero_first():  # it leaves the features of a frozen encoder in the store for the others
                 surroundings = Surroundings(sized, trained)
                 for view, rows in (*trained, *held_out) if surroundings.needs and fabric.world_size > 1 else ():
                     next(surroundings.batches(view, rows))
             network: Any = MODELS[recipe.network].module(sized.model)
             train_mean = mean_profile(train)
-            _start(network, surroundings, train_mean)
+            if given:
+                network.load_state_dict(given)
+            _start(network, surroundings, None if given else train_mean)
             if recompute and not memory.recompute(network):
                 raise InputError(f"--recompute: {recipe.network} has no trunk to compute anew; leave it out")
             network = network.to(memory_format=network.config.memory_format)
             network = devices.joint_statistics(network, fabric)
             log = _learn(fabric, network, surroundings, held_out, train_mean, out, facts, resume, progress)
-            devices.by_first(fabric, lambda: _end(out, facts, network, panel, surroundings, held_out, log))
+            devices.by_first(fabric, lambda: complete(out, facts, network, panel, surroundings, held_out, log))
     return Run.open(out)
 
 
@@ -225,9 +239,11 @@ def _learn(
     log: list[dict[str, Any]] = run_folder.restore(out, network, optimiser) if resume else []
     if log and log[-1].get("recomputed"):
         memory.recompute(network)
-    for epoch in range(len(log), recipe.epochs):
+    first = log[-1]["epoch"] + 1 if log else -1 if facts["weights"] else 0
+    for epoch in range(first, recipe.epochs):
         started = time.perf_counter()
-        terms = learn_epoch(fabric, model, optimiser, surroundings, seed, epoch, progress if share.rank == 0 else None)
+        shown = progress if share.rank == 0 else None
+        terms = learn_epoch(fabric, model, optimiser, surroundings, seed, epoch, shown) if epoch >= 0 else {}
         seconds = time.perf_counter() - started
         devices.average_statistics(network, fabric)
         if hasattr(network, "set_bank"):
@@ -239,7 +255,7 @@ def _learn(
             **terms,
             "validation_mse": validation_mse(fabric, network, surroundings, held_out, precision),
             "seconds": round(seconds, 3),
-            "spots_per_s": round(n_train / seconds, 3),
+            "spots_per_s": round(n_train / seconds, 3) if epoch >= 0 else None,
             "devices": share.ranks,
             "recomputed": int(memory.recomputes(network)),
         }
@@ -257,7 +273,7 @@ def _save_epoch(
     log: Sequence[dict[str, Any]],
     recipe: Recipe,
 ) -> None:
-    if _selected(recipe, log) is log[-1]:
+    if selected(recipe, log) is log[-1]:
         weights = {**network.state_dict(), "train_mean": torch.from_numpy(train_mean.astype(np.float32))}
         checkpoint.save_tensors(out / "weights.safetensors", weights, {"epoch": str(log[-1]["epoch"])})
     state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -265,34 +281,6 @@ def _save_epoch(
     run_folder.write_log(out / "log.csv", log)
     # Last of the three: a run that is stopped anywhere before it does the epoch again, and writes the same files.
     checkpoint.save_tensors(out / "last.safetensors", state, {"log": json.dumps(log)})
-
-
-def _end(
-    out: Path,
-    facts: dict[str, Any],
-    network: nn.Module,
-    panel: GenePanel,
-    surroundings: Surroundings,
-    held_out: Sequence[Spots],
-    log: Sequence[dict[str, Any]],
-) -> None:
-    best = _selected(surroundings.recipe, log)
-    selected, _ = checkpoint.load_tensors(out / "weights.safetensors")
-    network.load_state_dict({name: tensor for name, tensor in selected.items() if name != "train_mean"})
-    said = _save_novelty(out, network, surroundings, held_out, facts["precision"])
-    card = trust.card(held_out, panel.genes, surroundings.recipe.normalisation, {"known": _left_out(said, held_out)})
-    files.write_text(out / trust_card.FILE, card.to_csv(index=False))
-    recomputed = [row["epoch"] for row in log if row.get("recomputed")]
-    facts = facts | {
-        "devices": sorted({row.get("devices", 1) for row in log}),
-        "recomputed_from_epoch": recomputed[0] if recomputed else None,
-        "train_seconds": round(sum(row["seconds"] for row in log), 3),
-        "state": "complete",
-        "best_epoch": best["epoch"],
-        "validation_mse": best["validation_mse"],
-    }
-    files.write_json(out / "run.json", facts)
-    (out / "last.safetensors").unlink()
 
 
 def split(
@@ -352,45 +340,16 @@ def _refuse_sharing(recipe: Recipe, ranks: int) -> None:
     raise InputError(f"{recipe.network} {reason}, which {ranks} devices cannot share; train it on one (--devices 1)")
 
 
-def _start(network: Any, surroundings: Surroundings, train_mean: np.ndarray) -> None:
-    """What a network is told of its training spots before it learns."""
+def _start(network: Any, surroundings: Surroundings, train_mean: np.ndarray | None) -> None:
+    """What a network is told of its training spots before it learns; no mean where its weights know one."""
     recipe = surroundings.recipe
     if hasattr(network, "set_pixel_statistics"):
         spots = surroundings.train
         regions = (region for view, rows in spots for region, *_ in surroundings.batches(view, rows))
         network.set_pixel_statistics(*pixel_statistics(regions, recipe.model.patch_px))
-    if recipe.start_at_mean:
+    if recipe.start_at_mean and train_mean is not None:
         if not hasattr(network, "start_at"):
             raise InputError(
                 f"start_at_mean=true is not possible: {recipe.network} has no output bias; set it to false"
             )
         network.start_at(torch.from_numpy(train_mean))
-
-
-def _selected(recipe: Recipe, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The epoch whose weights are kept: of those with the lowest validation MSE the first, or the last of all."""
-    return log[-1] if recipe.selection == "last" else min(log, key=lambda row: row["validation_mse"])
-
-
-def _save_novelty(
-    out: Path, network: nn.Module, surroundings: Surroundings, held_out: Sequence[Spots], precision: str
-) -> SpotOutputs:
-    """Fit and write the distance from the training spots; returns what the network says of the held-out ones."""
-    fast = fast_network(network, precision)
-    trained, told = (
-        SpotOutputs.joined([predict_spots(fast, surroundings, view, rows, precision) for view, rows in spots])
-        for spots in (surroundings.train, held_out)
-    )
-    fitted = fit_novelty(trained.embedding, told.embedding)
-    tensors = {"mean": torch.from_numpy(fitted.mean), "factor": torch.from_numpy(fitted.factor)}
-    checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
-    return told
-
-
-def _left_out(said: SpotOutputs, held_out: Sequence[Spots]) -> trust.LeftOut:
-    """What the network says of the spots its epoch was selected on, with an error that is the same everywhere."""
-    expression = said.expression.astype(np.float64)
-    errors = np.concatenate([view.expression[rows] for view, rows in held_out]) - expression
-    expected = np.tile(np.sqrt(np.square(errors).mean(axis=0)) + 1e-9, (len(errors), 1))
-    blocks = np.concatenate([data.blocks(view)[rows] for view, rows in held_out])
-    return trust.LeftOut(expression, expected, blocks % 2, np.ones(expression.shape[1]))

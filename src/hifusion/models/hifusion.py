@@ -206,6 +206,8 @@ class HiFusion(nn.Module):
         region_px: int = 448,
         heads: int = 8,
         dropout: float = 0.1,
+        spot_encoder: str = "resnet18",
+        region_encoder: str = "resnet10",
     ) -> Self:
         """Network with weights that carry the names of the published checkpoint.
 
@@ -213,8 +215,8 @@ class HiFusion(nn.Module):
         ----------
         state_dict
             Published name -> tensor or numpy array, 207 of them. Genes, width and dtype are taken from it.
-        grids, level_resize, spot_px, region_px, heads, dropout
-            What the weights do not say, see `HiFusionConfig`.
+        grids, level_resize, spot_px, region_px, heads, dropout, spot_encoder, region_encoder
+            What the weights do not say, or only by their names, see `HiFusionConfig`.
 
         Raises
         ------
@@ -233,6 +235,8 @@ class HiFusion(nn.Module):
             region_px=region_px,
             heads=heads,
             dropout=dropout,
+            spot_encoder=spot_encoder,
+            region_encoder=region_encoder,
             width=as_tensor(state_dict["spot_encoder.0.weight"]).shape[0],
         )
         with torch.device("meta"):  # draws nothing: loading leaves the caller's random state alone
