@@ -329,6 +329,51 @@ def test_a_forked_process_opens_the_file_for_itself(pyramids):
         assert pool.map(_mean_of_patch, slides) == expected
 
 
+@pytest.mark.parametrize("kind", ["pages", "aperio"])
+@settings(max_examples=60)
+@given(
+    x=st.integers(-60, 950),
+    y=st.integers(-60, 660),
+    step=st.integers(0, 120),
+    spots=st.integers(1, 8),
+    size_px=st.integers(2, 40),
+    shrink=st.sampled_from([1.0, 1.4, 2.0, 3.5, 5.3]),
+)
+def test_patches_read_together_are_those_read_one_by_one(kind, x, y, step, spots, size_px, shrink, pyramids):
+    slide = pyramids[kind, "noise"]
+    centres = np.array([(x + step * number, y + number / 3) for number in range(spots)])
+    alone = [slide.read_patch(*centre, size_px, shrink)[0] for centre in centres]
+    np.testing.assert_array_equal(slide.read_patches(centres, size_px, shrink), alone)
+
+
+def test_what_patches_cover_together_is_read_once_unless_they_lie_far_apart(pyramids, monkeypatch):
+    slide, asked = pyramids["aperio", "noise"], []
+    read = type(slide.image).read
+    monkeypatch.setattr(type(slide.image), "read", lambda image, *box: asked.append(box) or read(image, *box))
+    row = np.array([(300.0 + 20 * number, 300.0) for number in range(6)])
+    slide.read_patches(row, 60)
+    assert asked == [(0, 270, 270, 430, 330)]
+    asked.clear()
+    slide.read_patches(np.array([(100.0, 100.0), (700.0, 500.0)]), 60)
+    assert len(asked) == 2
+
+
+def test_damage_between_patches_is_nobodys(pyramids, monkeypatch):
+    slide, read = pyramids["aperio", "noise"], type(pyramids["aperio", "noise"].image).read
+
+    def broken(image, level, x0, y0, x1, y1):
+        if x0 <= 400 < x1:
+            raise InputError("a broken tile")
+        return read(image, level, x0, y0, x1, y1)
+
+    centres = np.array([(330.0, 300.0), (350.0, 300.0), (360.0, 300.0), (440.0, 300.0), (450.0, 300.0)])
+    whole = slide.read_patches(centres, 60)
+    monkeypatch.setattr(type(slide.image), "read", broken)
+    np.testing.assert_array_equal(slide.read_patches(centres, 60), whole)
+    with refused("a broken tile"):
+        slide.read_patches(centres + [[20, 0]], 60)
+
+
 def test_threads_read_what_one_thread_reads(pyramids):
     slides = [pyramids["pages", "noise"], pyramids["aperio", "noise"]]
     places = [(x, y) for x in range(50, 850, 90) for y in range(50, 600, 110)]

@@ -81,8 +81,7 @@ def slide_patches(slide: Slide, centres_px: np.ndarray, side_px: int, shrink: fl
     shrink
         Full-resolution pixels per patch pixel.
     """
-    cut = [slide.read_patch(x, y, side_px, shrink)[0] for x, y in centres_px]
-    return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)
+    return torch.from_numpy(slide.read_patches(centres_px, side_px, shrink)).permute(0, 3, 1, 2)
 
 
 def slide_regions(

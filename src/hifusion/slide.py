@@ -1,6 +1,8 @@
 """Open a slide, know its size and scale, read a patch centred at (x, y)."""
 
+import copy
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,11 +13,14 @@ from PIL import Image
 from hifusion.errors import InputError
 from hifusion.imagefile import ImageFile, open_image
 from hifusion.imagefile.contract import BACKGROUND, MAX_MPP, MAX_PIXELS
+from hifusion.imagefile.held import HeldPart
 
 __all__ = ["BACKGROUND", "MAX_MPP", "MAX_PIXELS", "Slide", "clipped_box"]
 
 _GIVEN_MPP = (0.01, 100.0)  # um per pixel: no light microscope sees finer, and a spot is a pixel where it is coarser
 _PROBE_PX = 64
+_WORTH_HOLDING = 0.7  # pixels of a rectangle around patches, of those in all patches
+_MOST_HELD = 2**25  # pixels
 _PROBE_THUMBNAIL_PX = 256
 
 
@@ -170,6 +175,30 @@ class Slide:
         if side != size_px:
             inside = np.round(inside * size_px / side)
         return patch, inside.astype(np.int32)
+
+    def read_patches(self, centres_px: np.ndarray, size_px: int, shrink: float = 1.0) -> np.ndarray:
+        """Square patches as :meth:`read_patch` gives them, uint8 ``(N, size_px, size_px, 3)``.
+
+        Where they overlap, what they cover together is decoded once.
+
+        Parameters
+        ----------
+        centres_px
+            (x, y) in full-resolution pixels, ``(N, 2)``.
+        """
+        side = round(size_px * shrink)
+        corners = np.array([(round(x) - side // 2, round(y) - side // 2) for x, y in centres_px])
+        (left, top), (right, bottom) = corners.min(axis=0).tolist(), (corners.max(axis=0) + side).tolist()
+        x0, y0, x1, y1 = clipped_box(left, top, right - left, bottom - top, self.size_px)
+        together = max(x1 - x0, 0) * max(y1 - y0, 0)
+        finest = not any(self.image.sharp_level_for(side / size_px, *corner) for corner in corners.tolist())
+        slide = self
+        if finest and 0 < together < min(len(corners) * side**2 * _WORTH_HOLDING, _MOST_HELD):
+            with suppress(InputError):  # damage between the patches is nobody's
+                held = HeldPart(self.image, (x0, y0, x1, y1))
+                slide = copy.copy(self)
+                slide._image = held
+        return np.stack([slide.read_patch(x, y, size_px, shrink)[0] for x, y in centres_px])
 
     def thumbnail(self, longest_px: int) -> np.ndarray:
         """The whole slide, uint8 ``(h, w, 3)``, its longest side at most ``longest_px``."""
