@@ -133,13 +133,7 @@ class FusedConv(nn.Module):
         )
 
     def _one_kernel(self, layout: torch.memory_format) -> bool:
-        return (
-            self.weight.device.type == "cpu"
-            and self.weight.dtype in (torch.bfloat16, torch.float32)
-            and layout == torch.channels_last
-            and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        )
+        return layout == torch.channels_last and has_kernels(self.weight)
 
     def _pack(self) -> Tensor:
         return torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), self.padding, self.stride, [1, 1], 1)
@@ -152,6 +146,17 @@ class FusedConv(nn.Module):
         y = small_map_product(x, *self.matrices[size])
         y = y if add is None else y.add_(add)
         return y.relu_() if relu else y
+
+
+def has_kernels(weight: Tensor) -> bool:
+    """Whether oneDNN can compute a layer with these weights and what follows it in one kernel: on most CPUs."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.bfloat16, torch.float32)
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hifusion.models.fused import at_once, folded
+from hifusion.models.fused import at_once, folded, has_kernels
 
 CENTRE, SCALE = 127.0, 128.0  # of pixels
 _After = tuple[str, list[float], str]
@@ -69,10 +69,9 @@ def lite_maps(network: Any, dtype: torch.dtype) -> Callable[[Tensor], list[Tenso
 
 def _layer(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, clip: bool = True) -> Layer:
     """Convolution with TensorFlow's padding, batch norm and ReLU6: one kernel on a CPU, plain operations elsewhere."""
-    place = conv.weight.device
-    weight, bias = (its.to(device=place, dtype=dtype) for its in folded(conv, norm))
+    weight, bias = (its.to(device=conv.weight.device, dtype=dtype) for its in folded(conv, norm))
     step, groups = conv.stride[0], conv.groups
-    if place.type != "cpu" or not torch.backends.mkldnn.is_available() or dtype not in (torch.bfloat16, torch.float32):
+    if not has_kernels(weight):
         weight = weight.contiguous(memory_format=torch.channels_last)
 
         def plain(images: Tensor) -> Tensor:
@@ -107,17 +106,17 @@ def _one_kernel(weight: Tensor, bias: Tensor, step: int, groups: int, clip: bool
         last = _CLIP if clip else _NOTHING
         return lambda images: torch.ops.mkldnn._convolution_pointwise(images, packed, bias, *where, *last)
 
-    even = kernel(weight, size // 2)
+    symmetric = kernel(weight, size // 2)
     if step == 1:
-        return even
-    # Where TensorFlow pads one more to the right and below, a kernel that is one larger there does so without a copy.
+        return symmetric
+    # Where TensorFlow pads one less on the left and above, a kernel that is one larger there does so without a copy.
     shifted, unpadded = kernel(F.pad(weight, [1, 0, 1, 0]), size // 2), kernel(weight, 0)
 
     def strided(images: Tensor) -> Tensor:
         odd = {side % step for side in images.shape[-2:]}
         if groups == 1 or len(odd) == 2:  # few channels are padded faster than they meet a larger kernel
             return unpadded(_padded(images, size, step))
-        return (even if odd == {1} else shifted)(images)
+        return (symmetric if odd == {1} else shifted)(images)
 
     return strided
 
