@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from hifusion import files
 from hifusion.checkpoint import Adapter, Run, save_adapter
-from hifusion.data import BLOCK_PITCHES
+from hifusion.data import block_numbers
 from hifusion.errors import InputError
 from hifusion.metrics import pcc_per_gene
 from hifusion.prediction import predict_section
@@ -129,8 +129,7 @@ def adapt(
     every = np.arange(len(before))
     rows = every if spots is None else chosen_spots(centres, spots, seed)
     if spots is None:
-        cells = np.floor(centres / (BLOCK_PITCHES * pitch_px)).astype(int)
-        folds = np.unique(cells, axis=0, return_inverse=True)[1].ravel() % FOLDS
+        folds = block_numbers(centres, pitch_px) % FOLDS
         parts = [(every[folds != fold], every[folds == fold]) for fold in np.unique(folds)]
     else:
         parts = [(rows, np.setdiff1d(every, rows))]

@@ -64,7 +64,6 @@ def appearance(
     image, shrink = view.image, mpp / view.mpp
     shrink = 1.0 if abs(shrink - 1) <= SAME_SCALE else shrink
     centres = np.ascontiguousarray(view.centres_px, dtype=np.float64)
-    channels = sum(layer.shape[1] for layer in encoder.maps(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
 
     @cache
     def slide() -> Slide:
@@ -94,9 +93,9 @@ def appearance(
 
     looks = f"{config.grids} {config.windows} {config.spot_px} {config.region_px} {shrink!r}"
     what = f"appearance {encoder.id} {fast_dtype(encoder.device)} {looks}"
-    found = kept(view, centres, what, encoder.id, _columns(config, channels), batches, progress)
-    in_levels = len(config.grids) * TOKENS * channels
-    levels = found[:, :in_levels].reshape(len(found), len(config.grids), TOKENS, channels)
+    found = kept(view, centres, what, encoder.id, _columns(config, encoder.channels), batches, progress)
+    in_levels = len(config.grids) * TOKENS * encoder.channels
+    levels = found[:, :in_levels].reshape(len(found), len(config.grids), TOKENS, encoder.channels)
     return Appearance(levels, np.concatenate([levels.mean(2).reshape(len(found), -1), found[:, in_levels:]], axis=1))
 
 

@@ -36,6 +36,7 @@ from hifusion.novelty import Novelty
 from hifusion.trust_card import read_card
 
 ADAPTER = "adapter.safetensors"
+NOVELTY = "novelty.safetensors"
 FORMAT = 2  # since 2 a recipe names its network
 PACKAGES = ("hifusion", "torch", "lightning-fabric", "anndata", "numpy")
 
@@ -149,7 +150,7 @@ class Run:
     @property
     def novelty(self) -> Novelty | None:
         """The distance from its training spots, or None for a run of a version that did not keep it."""
-        path = self.root / "novelty.safetensors"
+        path = self.root / NOVELTY
         if not path.exists():
             return None
         tensors, _ = load_tensors(path)
@@ -174,6 +175,12 @@ class Run:
 
     def _weights(self) -> dict[str, Tensor]:
         return load_tensors(self.root / "weights.safetensors")[0]
+
+
+def save_novelty(root: Path, novelty: Novelty) -> None:
+    """Put the distance from the training spots into a run folder."""
+    tensors = {"mean": torch.from_numpy(novelty.mean), "factor": torch.from_numpy(novelty.factor)}
+    save_tensors(root / NOVELTY, tensors, {})
 
 
 def save_adapter(root: Path, adapter: Adapter) -> None:

@@ -258,5 +258,10 @@ def split_spots(view: SectionView, fraction: float, seed: int) -> tuple[np.ndarr
 
 def blocks(view: SectionView) -> np.ndarray:
     """The square block of :data:`BLOCK_PITCHES` pitches that each spot lies in, numbered from 0, int64 ``(N,)``."""
-    cells = np.floor((view.centres_px - view.centres_px.min(axis=0)) / (BLOCK_PITCHES * view.pitch_px)).astype(int)
+    return block_numbers(view.centres_px - view.centres_px.min(axis=0), view.pitch_px)
+
+
+def block_numbers(positions_px: np.ndarray, pitch_px: float) -> np.ndarray:
+    """As :func:`blocks`, of positions ``(N, 2)`` counted from wherever the first block is to begin."""
+    cells = np.floor(positions_px / (BLOCK_PITCHES * pitch_px)).astype(int)
     return np.unique(cells, axis=0, return_inverse=True)[1].ravel()

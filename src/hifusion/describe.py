@@ -89,8 +89,8 @@ def _trust_info(run: Run) -> dict[str, Any]:
     new = run.trust(known_patient=False)
     assert new is not None
     return {
-        "trust": {mark: int((card["trust"] == mark).sum()) for mark in ("green", "amber", "red")},
-        "trust_in_new_patients": {mark: int((new["trust"] == mark).sum()) for mark in ("green", "amber", "red")},
+        "trust": {mark: int((card["trust"] == mark).sum()) for mark in trust_card.MEANINGS},
+        "trust_in_new_patients": {mark: int((new["trust"] == mark).sum()) for mark in trust_card.MEANINGS},
         "expected_pcc_per_gene": _rounded(card["pcc_per_gene"].mean()),
         "expected_of_ceiling": _rounded(card["of_ceiling"].mean()),
         "coverage_90": _rounded(card["coverage_90"].mean()),

@@ -4,6 +4,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,6 +78,11 @@ class Encoder:
     device: torch.device
     features: Features = field(repr=False)
     layers: Maps | None = field(default=None, repr=False)
+
+    @cached_property
+    def channels(self) -> int:
+        """Channels of its maps, those of all depths together."""
+        return sum(layer.shape[1] for layer in self.maps(torch.zeros(1, 3, _PROBE_PX, _PROBE_PX, dtype=torch.uint8)))
 
     @torch.no_grad()
     def maps(self, pixels: Tensor) -> list[Tensor]:

@@ -52,28 +52,22 @@ def fit_frozen(
     tested = [view.name for view in train if view.name in encoder.trained_on]
     if tested:
         raise InputError(f"encoder {recipe.encoder} was trained on section {', '.join(tested)}; give another encoder")
-    probe = encoder.maps(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    model = dataclasses.replace(recipe.sized(len(panel.genes)).model, channels=sum(its.shape[1] for its in probe))
+    model = dataclasses.replace(recipe.sized(len(panel.genes)).model, channels=encoder.channels)
     recipe = dataclasses.replace(recipe, model=model)
-    facts: dict[str, Any] = {
-        "format": checkpoint.FORMAT,
-        "state": "training",
-        "recipe": dataclasses.asdict(recipe),
-        "seed": seed,
-        "shuffled": shuffled,
-        "panel_digest": panel.digest,
-        "train": [view.name for view in train],
-        "patients": sorted({view.patient for view in train}),
-        "validation": [],
-        "data": run_folder.digest(train),
-        "train_spots": sum(len(view.expression) for view in train),
-        "validation_spots": 0,
-        "spots": run_folder.spot_facts(train),
-        "precision": "32-true",
-        "device": str(encoder.device),
-        "encoder": encoder.name,
-        "versions": checkpoint.versions(),
-    }
+    spots = [(view, np.arange(len(view.expression))) for view in train]
+    facts = run_folder.first_facts(
+        recipe,
+        panel,
+        train,
+        [],
+        trained=spots,
+        held_out=[],
+        seed=seed,
+        shuffled=shuffled,
+        precision="32-true",
+        device=encoder.device,
+    )
+    facts |= {"patients": sorted({view.patient for view in train}), "encoder": encoder.name}
     if run_folder.begin(out, facts, panel, resume):
         return Run.open(out)
     started = time.perf_counter()
@@ -82,11 +76,8 @@ def fit_frozen(
     network, left_out, novelty = _fit_all(seen, recipe, seed, progress)
     weights = {**network.state_dict(), "train_mean": torch.from_numpy(mean_profile(train).astype(np.float32))}
     checkpoint.save_tensors(out / "weights.safetensors", weights, {})
-    tensors = {"mean": torch.from_numpy(novelty.mean), "factor": torch.from_numpy(novelty.factor)}
-    checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
-    spots = [(view, np.arange(len(view.expression))) for view in train]
-    card = trust.card(spots, panel.genes, recipe.normalisation, left_out)
-    files.write_text(out / trust_card.FILE, card.to_csv(index=False))
+    checkpoint.save_novelty(out, novelty)
+    trust_card.write_card(out, trust.card(spots, panel.genes, recipe.normalisation, left_out))
     seconds = round(time.perf_counter() - started, 3)
     errors = left_out["known"].expression - seen.expression
     found = {

@@ -137,8 +137,7 @@ def predict_section(
     shrink = patch_shrink(run, section)
 
     seen = Path(out).with_name(f".{Path(out).name}.seen") if out else None
-    genes = len(run.panel.genes)
-    columns = genes * (3 if MODELS[run.recipe.network].has_intervals else 1) + 1
+    genes, columns = len(run.panel.genes), values_a_spot(run) + 1
 
     def rows_from(first: int) -> Iterator[np.ndarray]:
         """Expression, its intervals if any, and novelty of the spots from ``first`` on, float32 ``(B, columns)``."""
@@ -257,6 +256,11 @@ def spot_outputs(
     surroundings.progress = progress
     view = _view(run, section, slide, shrink, pixels, seen)
     yield from spots_by_batch(network, surroundings, view, np.arange(first, section.n_obs), precision)
+
+
+def values_a_spot(run: Run) -> int:
+    """Numbers that a prediction has for a spot: expression, and both ends of its intervals where there are any."""
+    return len(run.panel.genes) * (3 if MODELS[run.recipe.network].has_intervals else 1)
 
 
 def bytes_a_spot(run: Run) -> tuple[int, int]:

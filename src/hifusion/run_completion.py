@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from hifusion import checkpoint, data, files, trust, trust_card
@@ -36,7 +35,7 @@ def complete(
     network.load_state_dict({name: tensor for name, tensor in weights.items() if name != "train_mean"})
     said = _save_novelty(out, network, surroundings, held_out, facts["precision"])
     card = trust.card(held_out, panel.genes, surroundings.recipe.normalisation, {"known": _left_out(said, held_out)})
-    files.write_text(out / trust_card.FILE, card.to_csv(index=False))
+    trust_card.write_card(out, card)
     recomputed = [row["epoch"] for row in log if row.get("recomputed")]
     facts = facts | {
         "devices": sorted({row.get("devices", 1) for row in log}),
@@ -59,9 +58,7 @@ def _save_novelty(
         SpotOutputs.joined([predict_spots(fast, surroundings, view, rows, precision) for view, rows in spots])
         for spots in (surroundings.train, held_out)
     )
-    fitted = fit_novelty(trained.embedding, told.embedding)
-    tensors = {"mean": torch.from_numpy(fitted.mean), "factor": torch.from_numpy(fitted.factor)}
-    checkpoint.save_tensors(out / "novelty.safetensors", tensors, {})
+    checkpoint.save_novelty(out, fit_novelty(trained.embedding, told.embedding))
     return told
 
 

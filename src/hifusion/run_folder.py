@@ -14,7 +14,7 @@ from torch import nn
 
 from hifusion import checkpoint, files
 from hifusion.cohort import SectionView
-from hifusion.configuration import from_dict
+from hifusion.configuration import Recipe, from_dict
 from hifusion.errors import InputError
 from hifusion.expression import GenePanel
 from hifusion.metrics import lattice_weights
@@ -41,6 +41,45 @@ def begin(out: Path, facts: dict[str, Any], panel: GenePanel, resume: bool) -> b
         return False
     (out / "last.safetensors").unlink(missing_ok=True)  # of a run that was stopped while it ended
     return True
+
+
+def first_facts(
+    recipe: Recipe,
+    panel: GenePanel,
+    train: Sequence[SectionView],
+    validation: Sequence[SectionView],
+    *,
+    trained: Sequence[tuple[SectionView, np.ndarray]],
+    held_out: Sequence[tuple[SectionView, np.ndarray]],
+    seed: int,
+    shuffled: bool,
+    precision: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What ``run.json`` says of every training from its beginning on.
+
+    Parameters
+    ----------
+    trained, held_out
+        Sections and the rows of their spots that are learned from, and that are held out.
+    """
+    return {
+        "format": checkpoint.FORMAT,
+        "state": "training",
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+        "shuffled": shuffled,
+        "panel_digest": panel.digest,
+        "train": [view.name for view in train],
+        "validation": [view.name for view in validation],
+        "data": digest([*train, *validation]),
+        "train_spots": sum(len(rows) for _, rows in trained),
+        "validation_spots": sum(len(rows) for _, rows in held_out),
+        "spots": spot_facts(train),
+        "precision": precision,
+        "device": str(device),
+        "versions": checkpoint.versions(),
+    }
 
 
 def digest(views: Sequence[SectionView]) -> str:

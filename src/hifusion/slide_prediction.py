@@ -27,7 +27,7 @@ from hifusion.costs import host_peak_mib
 from hifusion.errors import InputError
 from hifusion.lattice import lattice_section
 from hifusion.models import MODELS
-from hifusion.prediction import bytes_a_spot, patch_shrink, predict_section, spot_outputs
+from hifusion.prediction import bytes_a_spot, patch_shrink, predict_section, spot_outputs, values_a_spot
 from hifusion.slide import Slide
 from hifusion.tissue import TissueMask, find_tissue, read_mask, write_mask
 
@@ -123,7 +123,7 @@ def plan_slide(
     patch_um = run.recipe.model.spot_px * shrink * scale
     rate = _spots_per_second(run, section, average_symmetries, int8, workers)
     held, kept = bytes_a_spot(run)
-    table = 4 * genes * (3 if MODELS[run.recipe.network].has_intervals else 1)
+    table = 4 * values_a_spot(run)
     coarse = (
         f"the slide has {scale:.3g} um per pixel, training had {scale * shrink:.3g}: patches are enlarged and "
         "lack detail it relies on"

@@ -175,27 +175,23 @@ def fit(
     sized = recipe.sized(len(panel.genes))
     given = published_weights(weights, recipe.network, sized.model) if weights else None
     trained, held_out = split(recipe, train, validation, seed)
-    n_train = sum(len(rows) for _, rows in trained)
     device = best_device()
     precision = resolve_precision(recipe.precision, device)
-    facts = {
-        "format": checkpoint.FORMAT,
-        "state": "training",
-        "recipe": dataclasses.asdict(recipe),
-        "seed": seed,
-        "shuffled": shuffle_targets,
-        "panel_digest": panel.digest,
-        "train": [view.name for view in train],
-        "validation": [view.name for view in validation],
-        "data": run_folder.digest([*train, *validation]),
-        "train_spots": n_train,
-        "validation_spots": sum(len(rows) for _, rows in held_out),
-        "spots": run_folder.spot_facts(train),
-        "precision": precision,
-        "device": str(device),
+    facts = run_folder.first_facts(
+        recipe,
+        panel,
+        train,
+        validation,
+        trained=trained,
+        held_out=held_out,
+        seed=seed,
+        shuffled=shuffle_targets,
+        precision=precision,
+        device=device,
+    )
+    facts |= {
         "devices": [device_count * nodes],
         "weights": files.digest_file(weights)[:16] if weights else None,
-        "versions": checkpoint.versions(),
     }
     fabric = devices.start(device, device_count, nodes, precision)
     with devices.ending_together(fabric):

@@ -38,16 +38,9 @@ class LeftOut(NamedTuple):
     widened: np.ndarray
     """How much wider intervals are to be than these errors say, ``(G,)``."""
 
-    def quantiles(self, measured: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Where 5 % and 95 % of errors lie, in units of the expected one and widened, ``(2, G)``.
-
-        Parameters
-        ----------
-        rows
-            Spots to take them from; all where None.
-        """
-        errors = self._errors(measured)
-        return _edges(errors if rows is None else errors[rows]) * self.widened
+    def quantiles(self, measured: np.ndarray) -> np.ndarray:
+        """Where 5 % and 95 % of errors lie, in units of the expected one and widened, ``(2, G)``."""
+        return _edges(self._errors(measured)) * self.widened
 
     def _errors(self, measured: np.ndarray) -> np.ndarray:
         """In units of the expected one, ``(N, G)``."""

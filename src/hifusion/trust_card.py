@@ -1,9 +1,11 @@
-"""What a run's trust card says of each gene, read from its folder: a word, and the skill that is expected."""
+"""A run's trust card in its folder: what it says of each gene, a word and the skill that is expected."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from hifusion import files
 
 FILE = "trust.csv"
 GREEN, AMBER = 0.3, 0.1
@@ -13,6 +15,11 @@ MEANINGS = {
     "amber": "its broad pattern can be read, single spots cannot",
     "red": "not to be read",
 }
+
+
+def write_card(folder: Path, card: pd.DataFrame) -> None:
+    """Put a card, a row a gene, into a run folder."""
+    files.write_text(folder / FILE, card.to_csv(index=False))
 
 
 def read_card(folder: Path, known_patient: bool = True) -> pd.DataFrame | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hifusion.errors import InputError
 from hifusion.models.hifusion import CrossAttention
-from hifusion.models.inputs import check_dropout, check_whole_numbers
+from hifusion.models.inputs import check_dropout, check_sides, check_whole_numbers
 
 STATISTICS = 42
 """Hand-made statistics of a spot (hifusion.patch_statistics)."""
@@ -119,8 +119,7 @@ class FrozenConfig:
             )
         if any(len(window) != 2 or min(window) < 32 for window in self.windows):
             raise InputError(f"windows: {self.windows} is not (side, seen at) pairs of at least 32 px; give (448, 448)")
-        if self.region_px < self.spot_px or (self.region_px - self.spot_px) % 2:
-            raise InputError(f"region_px: {self.region_px} cannot hold spot_px={self.spot_px} exactly at its centre")
+        check_sides(self.spot_px, self.region_px)
         if self.width % self.heads:
             raise InputError(f"heads: {self.heads} does not divide width={self.width}; use a divisor")
         for name in ("head_share", "strength"):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hifusion.errors import InputError
+from hifusion.models.inputs import check_dropout, check_sides, check_whole_numbers
 from hifusion.models.resnet import ENCODERS, ResNet, as_tensor, load_named, trunk_layout
 
 LevelResize = Literal["max", "bilinear"]
@@ -58,24 +59,16 @@ class HiFusionConfig:
         if not isinstance(self.grids, (tuple, list)) or not self.grids or len(set(self.grids)) < len(self.grids):
             raise InputError(f"grids: {self.grids!r} is not a list of grids, each once; give one such as (1, 2, 7)")
         object.__setattr__(self, "grids", tuple(self.grids))  # JSON gives lists
-        for name in ("n_genes", "spot_px", "region_px", "heads", "width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name}: {value!r} is not a whole number of at least 1; give one")
+        check_whole_numbers(self, "n_genes", "spot_px", "region_px", "heads", "width")
         divisors = [n for n in range(1, self.spot_px + 1) if self.spot_px % n == 0]
         for grid in self.grids:
             if type(grid) is not int or grid not in divisors:
                 allowed = ", ".join(map(str, divisors))
                 raise InputError(f"grids: {grid!r} does not divide spot_px={self.spot_px}; use one of {allowed}")
-        if self.spot_px > self.region_px or (self.region_px - self.spot_px) % 2:
-            raise InputError(
-                f"region_px: {self.region_px} cannot hold spot_px={self.spot_px} exactly at its centre; "
-                "use one at least as large, both even or both odd"
-            )
+        check_sides(self.spot_px, self.region_px)
         if self.channels % self.heads:
             raise InputError(f"heads: {self.heads} does not divide {self.channels} channels (8 x width); use a divisor")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout: {self.dropout} is outside [0, 1); use a share such as 0.1")
+        check_dropout(self.dropout)
         for name, allowed_names in (
             ("level_resize", get_args(LevelResize)),
             ("spot_encoder", ENCODERS),

@@ -1,4 +1,4 @@
-"""Checks of configurations and inputs that the rival networks share, and the centre patch of a region."""
+"""Checks of configurations and inputs that the networks share, and the centre patch of a region."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
@@ -40,6 +40,15 @@ def check_dropout(dropout: float) -> None:
     """Refuse a dropout probability outside [0, 1)."""
     if not 0 <= dropout < 1:
         raise InputError(f"dropout: {dropout} is outside [0, 1); use a share such as 0.1")
+
+
+def check_sides(spot_px: int, region_px: int) -> None:
+    """Refuse a region patch that cannot hold the spot patch at its centre."""
+    if spot_px > region_px or (region_px - spot_px) % 2:
+        raise InputError(
+            f"region_px: {region_px} cannot hold spot_px={spot_px} exactly at its centre; "
+            "use one at least as large, both even or both odd"
+        )
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
